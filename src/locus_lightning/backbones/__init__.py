@@ -1,0 +1,1 @@
+"""Backbones: a model family's prompt, frame, loading and forward passes, one file a family over one shared base."""

@@ -1,0 +1,180 @@
+"""The backbone contract: what training needs to know about a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from locus_lightning.errors import ConfigError
+from locus_lightning.geometry import BoxFrame
+from locus_lightning.response import parse_response, write_response
+from locus_lightning.types import Completion, CueSample, Generation, Prompt
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+@dataclass(frozen=True)
+class CuePrompt:
+    """The words of the task (our wording; the order is the paper's, section 2: full image, cue, instruction, structure).
+
+    ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels". ``rationale`` is what supervised
+    training puts inside the think block.
+    """
+
+    before_image: str = "Image 1: "
+    before_cue: str = "\nImage 2: "
+    instruction: str = (
+        "\nImage 2 was cut out of image 1. Find where it came from and give its bounding box in image 1 as [x1, y1, x2, y2] in {unit}."
+    )
+    structure: str = " First think inside <think></think>, then give only the box inside <answer></answer>."
+    rationale: str = "I look for the part of image 1 that matches image 2."
+
+    def __post_init__(self) -> None:
+        try:
+            self.instruction.format(unit="pixels")
+        except (KeyError, IndexError, ValueError) as cause:
+            raise ConfigError(
+                f"prompt.instruction has a placeholder other than {{unit}} ({cause}); double braces that are meant."
+            ) from None
+
+    def question(self, frame: BoxFrame) -> str:
+        """The text after the two images."""
+        return self.instruction.format(unit=frame.unit) + self.structure
+
+
+class Backbone(nn.Module, ABC):
+    """A vision-language model with its prompt, its frame and its forward passes.
+
+    Constructing one is free: it stores settings. :meth:`check` looks at the checkpoint without loading weights;
+    :meth:`load` loads them.
+    """
+
+    prompt: CuePrompt
+
+    @abstractmethod
+    def check(self) -> None:
+        """Find what the user got wrong before weights are loaded.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or of another family.
+            ConfigError: settings that do not go together.
+        """
+
+    @property
+    @abstractmethod
+    def loaded(self) -> bool:
+        """Whether weights are in memory."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load processor and weights, quantise, add adapters. A second call does nothing."""
+
+    @abstractmethod
+    def encode(self, samples: Sequence[CueSample]) -> list[Prompt]:
+        """Samples -> prompts on the model's device, vision features included when the tower is frozen."""
+
+    @abstractmethod
+    def frame(self, sample: CueSample) -> BoxFrame:
+        """The coordinate convention of this model for this sample's image."""
+
+    @abstractmethod
+    def tokenize_answer(self, text: str) -> Tensor:
+        """Token ids (T,) of a right answer, end-of-sequence token included: the target of supervised training."""
+
+    @abstractmethod
+    def decode(self, ids_T: Tensor) -> str:
+        """Text of a completion, special tokens left out."""
+
+    @abstractmethod
+    def logps(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        *,
+        temperature: float = 1.0,
+        reference: bool = False,
+        share_prefix: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of completions under the policy, or under the reference model.
+
+        Args:
+            prompts: B prompts.
+            completions: for each prompt its G completions, each (T,) ids; ragged.
+            temperature: divides the logits, as in sampling.
+            reference: the frozen reference instead of the policy.
+            share_prefix: one packed row a group (each prompt is paid for once), or the plain batch; None: the backbone's setting.
+
+        Returns:
+            logps_BGT float32, zero beyond a completion's end; entropy_BGT likewise, without gradient.
+        """
+
+    @abstractmethod
+    def features_of(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+        """Image features of every prompt, (tokens, D) an image: those computed at :meth:`encode`, or fresh ones with gradient."""
+
+    @abstractmethod
+    def hidden(
+        self,
+        ids_RS: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        features: Sequence[Tensor] = (),
+        *,
+        cache: Cache | None = None,
+        reference: bool = False,
+    ) -> Tensor:
+        """Last hidden states (R, S, D). ``mask``: (R, S) over cache and input, or (R, 1, S, S) bool."""
+
+    @abstractmethod
+    def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits (N, V), float32, divided by ``temperature``, image placeholder ids at -inf: the distribution that is
+        sampled from and the one that log-probabilities are taken of."""
+
+    @property
+    @abstractmethod
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion."""
+
+    @abstractmethod
+    def set_trainable(self, *, vision: bool | None = None) -> None:
+        """Choose what gradients reach: adapters or the language model, and the vision side as asked (None: as configured)."""
+
+    @abstractmethod
+    def freeze_reference(self) -> None:
+        """Fix the reference model: adapter off needs nothing; full fine-tuning takes a frozen copy of the weights as they are now."""
+
+    @abstractmethod
+    def saved_parameters(self) -> set[str]:
+        """Names of parameters (as in ``state_dict``) that a training checkpoint must hold: what training changed."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what was trained (adapter, or whole model) and the processor as a Hugging Face folder, in safetensors."""
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Evaluation mode, for rollouts."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    def read(self, generation: Generation, sample: CueSample) -> Completion:
+        """Text and box of a generation; the box goes from this model's frame to original pixels."""
+        text = self.decode(generation.ids_T)
+        response = parse_response(text)
+        box = None if response.box_text is None else self.frame(sample).to_original(response.box_text)
+        return Completion(text, box, response.well_formed, generation.truncated, generation)
+
+    def right_answer(self, sample: CueSample) -> str:
+        """What a perfect model would write."""
+        return write_response(self.prompt.rationale, self.frame(sample).to_text(sample.box))

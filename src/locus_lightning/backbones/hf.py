@@ -1,0 +1,321 @@
+"""What every Hugging Face vision-language model has in common: loading, adapters, encoding, forward passes.
+
+A family's file holds only its differences: frame, images, positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
+
+from locus_lightning.backbones import loading, toy
+from locus_lightning.backbones.base import Backbone, CuePrompt
+from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.packing import lay_out
+from locus_lightning.errors import ConfigError
+from locus_lightning.types import CueSample, Prompt
+
+_CHUNK = 1024
+"""Positions whose logits exist at a time; more are recomputed in the backward pass."""
+
+
+class HFBackbone(Backbone):
+    """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
+
+    Args:
+        checkpoint: a hub name, a folder, or ``toy:FAMILY`` for a random toy model made on the spot.
+        dtype: type of the weights that are not quantised.
+        quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes).
+        lora: adapter settings; null trains all weights of the language model (and ``nf4`` is then refused).
+        train_vision: let gradients reach the vision tower and projector too. Off, their output is computed once a group.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        share_prefix: pay for a prompt once a group; false runs the plain batch.
+        prompt: the words of the task.
+        trust_remote_code: run code that comes with the checkpoint. Off unless you trust its authors.
+    """
+
+    model_types: tuple[str, ...] = ()
+    per_image_key = "pixel_values"
+
+    def __init__(
+        self,
+        checkpoint: str,
+        dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+        quantize: Literal["nf4"] | None = None,
+        lora: LoRA | None = None,
+        train_vision: bool = False,
+        gradient_checkpointing: bool = False,
+        share_prefix: bool = True,
+        prompt: CuePrompt | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if quantize and lora is None:
+            raise ConfigError("backbone.quantize is nf4 but backbone.lora is null: 4-bit weights cannot be trained; set backbone.lora.")
+        if quantize and train_vision:
+            raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
+        self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
+        self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
+        self.prompt, self.trust_remote_code = prompt or CuePrompt(), trust_remote_code
+        self.model: Any = None
+        self.processor: Any = None
+        self.reference: nn.Module | None = None
+        self._vision_moves = train_vision
+        self._changed: set[str] = set()
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """See :meth:`Backbone.check`."""
+        loading.check(self.checkpoint, self.model_types, type(self).__name__, self.trust_remote_code)
+
+    @property
+    def loaded(self) -> bool:
+        """See :meth:`Backbone.loaded`."""
+        return self.model is not None
+
+    def load(self) -> None:
+        """See :meth:`Backbone.load`."""
+        if self.loaded:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            source = self.checkpoint
+            if source.startswith(toy.PREFIX):
+                source = str(toy.save_toy_checkpoint(source.removeprefix(toy.PREFIX), Path(folder)))
+            self.processor = loading.load_processor(source, self.trust_remote_code)
+            self.model = loading.load_model(source, self.dtype, self.quantize, self.lora, self.trust_remote_code)
+        self.prepare_processor()
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # rollout, reference and update must be the same function
+        if self.gradient_checkpointing:
+            self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        self.set_trainable()
+        if self.checkpoint.startswith(toy.PREFIX):
+            self._changed = {name for name, _ in self.named_parameters()}  # random weights lie on no disk
+
+    def prepare_processor(self) -> None:
+        """Settings of the processor that the family needs, such as no centre crop."""
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model, adapters inside."""
+        return self.model.get_base_model() if self.lora else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.hf.get_input_embeddings().weight.device
+
+    # ---- what is trained -----------------------------------------------------------------------------------------
+
+    def set_trainable(self, *, vision: bool | None = None) -> None:
+        """See :meth:`Backbone.set_trainable`."""
+        vision = self.train_vision if vision is None else vision
+        side = set(loading.vision_parameters(self.hf))
+        for name, parameter in self.model.named_parameters():
+            language = "lora_" in name if self.lora else True
+            wanted = vision if parameter in side else language
+            parameter.requires_grad_(wanted and parameter.is_floating_point())
+        self._vision_moves = vision
+        self._changed |= {name for name, p in self.named_parameters() if p.requires_grad}
+
+    def freeze_reference(self) -> None:
+        """See :meth:`Backbone.freeze_reference`; the frozen vision side is shared, not copied."""
+        if self.lora or self.reference is not None:
+            return
+        shared = {} if self._vision_moves else {id(m): m for m in loading.vision_modules(self.hf)}
+        self.reference = copy.deepcopy(self.hf, shared)
+        own = set(self.hf.parameters())
+        for parameter in self.reference.parameters():
+            if parameter not in own:
+                parameter.requires_grad_(False)
+        self._changed |= {f"reference.{name}" for name, p in self.reference.named_parameters() if p not in own}
+
+    def saved_parameters(self) -> set[str]:
+        """See :meth:`Backbone.saved_parameters`."""
+        return self._changed
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See :meth:`Backbone.save_pretrained`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def train(self, mode: bool = True) -> HFBackbone:
+        """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""
+        super().train(False)
+        self.training = mode
+        if self.gradient_checkpointing and self.loaded:
+            for module in self.hf.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.training = mode
+        return self
+
+    # ---- prompts -------------------------------------------------------------------------------------------------
+
+    def encode(self, samples: Sequence[CueSample]) -> list[Prompt]:
+        """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
+        prompts = [self._encode_one(sample) for sample in samples]
+        if self._vision_moves:
+            return prompts
+        with torch.no_grad():
+            return [
+                Prompt(p.text, p.ids_P, p.positions_P, p.next_position, p.vision, features)
+                for p, features in zip(prompts, self.vision_features(prompts), strict=True)
+            ]
+
+    def _encode_one(self, sample: CueSample) -> Prompt:
+        words = self.prompt
+        content = [
+            {"type": "text", "text": words.before_image},
+            {"type": "image"},
+            {"type": "text", "text": words.before_cue},
+            {"type": "image"},
+            {"type": "text", "text": words.question(self.frame(sample))},
+        ]
+        turns = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        images = [self.prepare_image(sample.image), self.prepare_image(sample.cue.image)]
+        return self.tensors(text, images)
+
+    def tensors(self, text: str, images: Sequence[Image.Image]) -> Prompt:
+        """A prompt from templated text and its images, on the model's device."""
+        out = self.processor(text=[text], images=list(images), return_tensors="pt").to(self.device)
+        ids_P = out.pop("input_ids")[0]
+        out.pop("attention_mask", None)
+        positions_P = self.positions(ids_P, out)
+        out.pop("mm_token_type_ids", None)
+        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, dict(out))
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """An image as the processor is given it; families that pad do so here."""
+        return image
+
+    def positions(self, ids_P: Tensor, inputs: Any) -> Tensor:
+        """Rotary positions of a prompt: (1, P), or (3, P)."""
+        return torch.arange(len(ids_P), device=ids_P.device)[None]
+
+    def vision_features(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+        """Projected features of every prompt's images in one pass of the tower, one (tokens, D) tensor an image."""
+        counts = [len(p.vision[self.per_image_key]) for p in prompts]
+        found = self.hf.base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
+        images = iter(found)
+        return [tuple(next(images) for _ in range(count)) for count in counts]
+
+    def features_of(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+        """See :meth:`Backbone.features_of`."""
+        kept = [p.features for p in prompts if p.features is not None]
+        return kept if len(kept) == len(prompts) else self.vision_features(prompts)
+
+    def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The processor's tensors of several prompts as one batch of images."""
+        return {key: torch.cat([p.vision[key] for p in prompts]) for key in prompts[0].vision}
+
+    def tokenize_answer(self, text: str) -> Tensor:
+        """See :meth:`Backbone.tokenize_answer`."""
+        ids = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor([*ids, self.eos_ids[0]], device=self.device)
+
+    def decode(self, ids_T: Tensor) -> str:
+        """See :meth:`Backbone.decode`."""
+        return self.processor.tokenizer.decode(ids_T, skip_special_tokens=True)
+
+    # ---- forward passes ------------------------------------------------------------------------------------------
+
+    def hidden(
+        self,
+        ids_RS: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        features: Sequence[Tensor] = (),
+        *,
+        cache: Any = None,
+        reference: bool = False,
+    ) -> Tensor:
+        """See :meth:`Backbone.hidden`."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        model: Any = self.reference if reference and self.reference is not None else self.hf
+        images = {"image": BaseModelOutputWithPooling(pooler_output=list(features))} if features else None  # type: ignore[arg-type]
+        out = model.base_model(
+            input_ids=ids_RS,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            mm_encoder_outputs=images,
+        )
+        return out.last_hidden_state
+
+    def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0, *, reference: bool = False) -> Tensor:
+        """See :meth:`Backbone.next_token_logits`."""
+        model: Any = self.reference if reference and self.reference is not None else self.hf
+        logits = model.get_output_embeddings()(hidden_ND)
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+        banned = torch.tensor(self.banned_ids, device=logits.device)
+        return logits.index_fill(-1, banned, float("-inf"))
+
+    def logps(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        *,
+        temperature: float = 1.0,
+        reference: bool = False,
+        share_prefix: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backbone.logps`."""
+        rows = lay_out(prompts, completions, share_prefix=self.share_prefix if share_prefix is None else share_prefix)
+        features = self.features_of(prompts)
+        of_rows = [image for b in rows.prompts for image in features[b]]
+        adapter_off = reference and self.lora is not None
+        with self.model.disable_adapter() if adapter_off else nullcontext():
+            hidden = self.hidden(rows.ids_RS, rows.mask_R1SS, rows.positions, of_rows, reference=reference)
+            hidden_ND = hidden.flatten(0, 1)[rows.source_N]
+            pieces = [
+                self._token_logps(h, t, temperature, reference)
+                for h, t in zip(hidden_ND.split(_CHUNK), rows.target_N.split(_CHUNK), strict=True)
+            ]
+        logps_N, entropy_N = (torch.cat(column) for column in zip(*pieces, strict=True))
+        blank = logps_N.new_zeros(rows.shape).flatten()
+        return (
+            blank.index_copy(0, rows.place_N, logps_N).view(rows.shape),
+            blank.index_copy(0, rows.place_N, entropy_N).view(rows.shape),
+        )
+
+    def _token_logps(self, hidden_ND: Tensor, target_N: Tensor, temperature: float, reference: bool) -> tuple[Tensor, Tensor]:
+        def compute(hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+            logits_NV = self.next_token_logits(hidden_ND, temperature, reference=reference)
+            logps_NV = F.log_softmax(logits_NV, dim=-1)
+            with torch.no_grad():
+                entropy_N = -(logps_NV.exp() * logps_NV.nan_to_num(neginf=0.0)).sum(-1)
+            return logps_NV.gather(-1, target_N[:, None])[:, 0], entropy_N
+
+        if not torch.is_grad_enabled():
+            return compute(hidden_ND)
+        return recompute(compute, hidden_ND, use_reentrant=False)  # type: ignore[no-any-return]
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that are never sampled: a placeholder of an image that is not there breaks the next forward pass."""
+        config = self.hf.config
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return tuple(sorted({int(i) for name in names if isinstance(i := getattr(config, name, None), int)}))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """See :meth:`Backbone.eos_ids`."""
+        stated = self.hf.generation_config.eos_token_id
+        ids = stated if isinstance(stated, list) else [stated]
+        tokenizer_eos = self.processor.tokenizer.eos_token_id
+        return tuple(dict.fromkeys(i for i in (tokenizer_eos, *ids) if i is not None))

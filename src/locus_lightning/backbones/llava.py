@@ -1,0 +1,55 @@
+"""LLaVA-1.5 and its relatives (``LlavaForConditionalGeneration``)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from PIL import Image
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.geometry import BoxFrame
+from locus_lightning.types import CueSample
+
+
+class LlavaBackbone(HFBackbone):
+    """LLaVA: every image is padded to a square, never centre-cropped, and scaled to the tower's size.
+
+    Args:
+        coordinates: ``unit``, LLaVA-1.5's own convention, writes fractions of the padded square; ``pixels`` writes whole
+            pixels of the tower's input.
+        decimals: digits after the point with ``unit``. LLaVA-1.5 was trained with 2; on a 640 px photo that is a step
+            of 6 px, too coarse for a 16 px cue, where 3 helps.
+        kwargs: see :class:`HFBackbone`.
+    """
+
+    model_types = ("llava",)
+
+    def __init__(self, checkpoint: str, coordinates: Literal["unit", "pixels"] = "unit", decimals: int = 2, **kwargs: Any) -> None:
+        super().__init__(checkpoint, **kwargs)
+        self.coordinates, self.decimals = coordinates, decimals
+
+    def prepare_processor(self) -> None:
+        """The square is whole already: no centre crop."""
+        self.processor.image_processor.do_center_crop = False
+        side = self._side()
+        self.processor.image_processor.size = {"height": side, "width": side}
+
+    def _side(self) -> int:
+        return int(self.hf.config.vision_config.image_size)
+
+    def frame(self, sample: CueSample) -> BoxFrame:
+        """Fractions, or pixels, of the square-padded image."""
+        if self.coordinates == "pixels":
+            return BoxFrame.square_padded(sample.image.size, self._side())
+        unit = "fractions (0 to 1) of the image padded to a square"
+        return BoxFrame.square_padded(sample.image.size, 1.0, decimals=self.decimals, unit=unit)
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Centre on a square of the longer side, filled with the processor's mean colour."""
+        if image.width == image.height:
+            return image
+        side = max(image.size)
+        fill = tuple(round(255 * c) for c in self.processor.image_processor.image_mean)
+        square = Image.new("RGB", (side, side), fill)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square

@@ -1,0 +1,58 @@
+"""LLaVA-OneVision (``LlavaOnevisionForConditionalGeneration``): several images, each in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.errors import ConfigError
+from locus_lightning.geometry import BoxFrame
+from locus_lightning.types import CueSample, Prompt
+
+
+class LlavaOnevisionBackbone(HFBackbone):
+    """LLaVA-OneVision. The two images are given as a flat list, which keeps their tiles; nested, the scene would be seen
+    once at the tower's size only.
+
+    Answers are fractions of the image (the family's papers do not say whether of the padded image; unpadded is our choice).
+
+    Args:
+        decimals: digits after the point.
+        max_tiles: use only tile grids of at most this many tiles; null keeps the checkpoint's (up to 36 of 384 px). Fewer
+            tiles are fewer tokens: a grid of n tiles costs up to about 730 * (n + 1).
+        kwargs: see :class:`HFBackbone`.
+    """
+
+    model_types = ("llava_onevision",)
+    per_image_key = "image_sizes"
+
+    def __init__(self, checkpoint: str, decimals: int = 3, max_tiles: int | None = None, **kwargs: Any) -> None:
+        super().__init__(checkpoint, **kwargs)
+        if max_tiles is not None and max_tiles < 1:
+            raise ConfigError(f"backbone.max_tiles is {max_tiles}; it is at least 1, or null.")
+        self.decimals, self.max_tiles = decimals, max_tiles
+
+    def prepare_processor(self) -> None:
+        """Keep the tile grids that ``max_tiles`` allows, in processor and model alike."""
+        side = self.hf.config.vision_config.image_size
+        grids = [list(grid) for grid in self.hf.config.image_grid_pinpoints]
+        if self.max_tiles is not None:
+            grids = [grid for grid in grids if (grid[0] // side) * (grid[1] // side) <= self.max_tiles]
+        self.processor.image_processor.image_grid_pinpoints = grids
+        self.hf.config.image_grid_pinpoints = grids
+
+    def frame(self, sample: CueSample) -> BoxFrame:
+        """Fractions of the image."""
+        return BoxFrame.stretched(sample.image.size, (1.0, 1.0), decimals=self.decimals, unit="fractions (0 to 1) of image 1")
+
+    def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Images have different numbers of tiles: pad with empty ones, which the model cuts off again."""
+        tiles = max(p.vision["pixel_values"].shape[1] for p in prompts)
+        padded = [F.pad(v := p.vision["pixel_values"], (0, 0) * 3 + (0, tiles - v.shape[1])) for p in prompts]
+        rest = {key: torch.cat([p.vision[key] for p in prompts]) for key in prompts[0].vision if key != "pixel_values"}
+        return {"pixel_values": torch.cat(padded), **rest}

@@ -1,0 +1,184 @@
+"""Loading a checkpoint: existence and family first, then processor, weights, NF4 and LoRA.
+
+What is quantised and what gets an adapter is decided by where a module stands (the language model), not by a pattern
+that happens to match, and is printed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from locus_lightning.backbones import toy
+from locus_lightning.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on the language model's linear layers (peft).
+
+    Args:
+        rank: width of the adapter.
+        alpha: its scale; the update is multiplied by alpha / rank.
+        targets: names of linear layers, such as ``[q_proj, v_proj]``; null takes all of the language model's, not the head.
+    """
+
+    rank: int = 64
+    alpha: int = 64
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
+
+
+def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_remote_code: bool) -> None:
+    """Look at a checkpoint's config without loading weights.
+
+    Raises:
+        CheckpointError: it is not there, has no readable config, or is of a family this backbone does not speak.
+    """
+    if checkpoint.startswith(toy.PREFIX):
+        found = checkpoint.removeprefix(toy.PREFIX)
+        if found not in toy.families():
+            raise CheckpointError(
+                f"backbone.checkpoint is {checkpoint!r}; toy checkpoints are {', '.join(toy.PREFIX + f for f in toy.families())}."
+            )
+    else:
+        found = _config_of(checkpoint, trust_remote_code).model_type
+    if found not in model_types:
+        raise CheckpointError(
+            f"backbone.checkpoint {checkpoint!r} is a {found!r} model and {backbone} speaks {', '.join(model_types)}; "
+            "choose the backbone of its family (`locus plugins backbones`)."
+        )
+
+
+def _config_of(checkpoint: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
+    if looks_local and not Path(checkpoint).expanduser().is_dir():
+        raise CheckpointError(
+            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder or a hub name such as owner/name."
+        )
+    if looks_local and not (Path(checkpoint).expanduser() / "config.json").is_file():
+        raise CheckpointError(f"backbone.checkpoint {checkpoint!r} has no config.json; give a folder that save_pretrained wrote.")
+    try:
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise CheckpointError(
+            f"backbone.checkpoint {checkpoint!r} is neither a folder here nor a model that could be reached on the hub; "
+            f"check the name, the network and your access rights ({reason})."
+        ) from cause
+
+
+def load_processor(source: str, trust_remote_code: bool) -> Any:
+    """The checkpoint's own processor.
+
+    Raises:
+        CheckpointError: processor files or the chat template are missing.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as cause:
+        raise CheckpointError(f"the processor of {source!r} cannot be loaded; are its processor files complete? ({cause})") from cause
+    if not getattr(processor, "chat_template", None):
+        raise CheckpointError(f"the processor of {source!r} has no chat template; add chat_template.jinja to the checkpoint.")
+    return processor
+
+
+def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA | None, trust_remote_code: bool) -> Any:
+    """Weights, quantised and with adapters as asked."""
+    from transformers import AutoModelForImageTextToText
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trust_remote_code}
+    if quantize:
+        options["quantization_config"] = _nf4(source, dtype, trust_remote_code)
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    except torch.cuda.OutOfMemoryError as cause:
+        raise CheckpointError(
+            f"{source!r} does not fit on this GPU ({cause}); set backbone.quantize: nf4 or choose a smaller model."
+        ) from cause
+    except OSError as cause:
+        raise CheckpointError(f"the weights of {source!r} cannot be loaded: {cause}") from cause
+    if quantize:
+        _report_quantised(model)
+    return _with_adapters(model, lora) if lora else model
+
+
+def vision_modules(model: Any) -> list[nn.Module]:
+    """The submodules beside the language model: tower, projector."""
+    return [module for name, module in model.base_model.named_children() if name != "language_model"]
+
+
+def vision_parameters(model: Any) -> list[nn.Parameter]:
+    """Parameters that are neither the language model's nor the head's."""
+    language = {id(p) for p in (*model.base_model.language_model.parameters(), *model.get_output_embeddings().parameters())}
+    return [p for p in model.parameters() if id(p) not in language]
+
+
+def _language_linears(model: Any) -> list[str]:
+    inside = {id(module) for module in model.base_model.language_model.modules()}
+    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
+
+
+def _nf4(source: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """NF4 for the language model's linears only: every other linear is skipped by its full name."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    keep = set(_language_linears(skeleton))
+    skip = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear) and name not in keep]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def quantised_linears(model: Any) -> list[str]:
+    """Names of the layers that hold 4-bit weights."""
+    return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+
+
+def _report_quantised(model: Any) -> None:
+    names = quantised_linears(model)
+    outside = [name for name in names if "language_model" not in name]
+    if not names or outside:
+        raise CheckpointError(
+            f"NF4 reached {len(names)} layers, {len(outside)} outside the language model ({outside[:3]}); please report this checkpoint."
+        )
+    log.info("NF4: %d linear layers of the language model; vision side, embeddings and head stay as loaded.", len(names))
+
+
+def _with_adapters(model: Any, lora: LoRA) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    linears = _language_linears(model)
+    names = [n for n in linears if lora.targets is None or n.rsplit(".", 1)[-1] in lora.targets]
+    if not names:
+        known = sorted({n.rsplit(".", 1)[-1] for n in linears})
+        raise ConfigError(f"backbone.lora.targets is {lora.targets} and matches nothing; the language model has {', '.join(known)}.")
+    wrapped = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names))
+    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
+    log.info(
+        "LoRA r=%d on %d layers of the language model (%s): %.1f M parameters.", lora.rank, len(names), ", ".join(kinds), trainable / 1e6
+    )
+    return wrapped

@@ -1,0 +1,209 @@
+"""Checkpoints of real architectures at toy size, made on the spot: nothing is downloaded.
+
+``toy:llava`` (also ``toy:llava_onevision``, ``toy:qwen2_5_vl``) may stand wherever a checkpoint is named. The folder
+it becomes holds ordinary config, weights (random), tokenizer and processor files, and is loaded like any other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from locus_lightning.backbones.base import CuePrompt
+from locus_lightning.errors import CheckpointError
+
+IMG, PATCH = int(os.environ.get("IMG", 48)), int(os.environ.get("PATCH", 8))
+VL = int(os.environ.get("VL", 3))
+TL = int(os.environ.get("TL", 4))
+HID = int(os.environ.get("HID", 96))
+HEADS = int(os.environ.get("HEADS", 4))
+PREFIX = "toy:"
+_WORDS = (
+    "User: Assistant: user assistant system there match crop picture part found look "
+    "red green blue yellow orange purple white black grey pink circle square triangle what colour shape how many "
+    + " ".join(vars(CuePrompt()).values()).format(unit="pixels fractions (0 to 1) of the image padded to a square")
+)
+
+
+def save_toy_checkpoint(family: str, folder: Path) -> Path:
+    """Write a toy checkpoint of ``family`` (``llava``, ``llava_onevision``, ``qwen2_5_vl``) to ``folder``.
+
+    The weights are drawn from torch's current generator: seed it for the same model again.
+
+    Raises:
+        CheckpointError: no such toy family.
+    """
+    if family not in _FAMILIES:
+        raise CheckpointError(f"there is no toy checkpoint {PREFIX}{family}; choose from {', '.join(PREFIX + f for f in _FAMILIES)}.")
+    model, processor = _FAMILIES[family]()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def families() -> tuple[str, ...]:
+    """Names of the toy families."""
+    return tuple(_FAMILIES)
+
+
+def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
+    """A byte-level BPE tokenizer trained on a few sentences: whole words and the numbers 0-99 are single tokens."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(r"\d+| ?\p{L}+|[^\p{L}\d]+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    numbers = " ".join(str(n) for n in range(100))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([_WORDS, numbers, "[1, 2, 3, 4]", "[0.12, 0.34, 0.56, 0.78]"], trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*special.values(), *extra)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
+
+
+def _llama_text(vocab: int) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=HID,
+        intermediate_size=HID * 8 // 3,
+        num_hidden_layers=TL,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=4096,
+        initializer_range=float(os.environ.get("INIT", "0.02")),
+        tie_word_embeddings=False,
+    )
+
+
+_TURNS = (
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Assistant: ' }}{% for c in m.content %}"
+    "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+def _llava() -> tuple[Any, Any]:
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+
+    tokenizer = toy_tokenizer({"eos_token": "</s>", "pad_token": "<pad>"}, ("<image>",))
+    vision = CLIPVisionConfig(
+        hidden_size=HID, intermediate_size=HID * 8 // 3, num_hidden_layers=VL, num_attention_heads=HEADS, image_size=IMG, patch_size=PATCH
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_llama_text(len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    config.text_config.eos_token_id, config.text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    images = CLIPImageProcessor(size={"shortest_edge": IMG}, crop_size={"height": IMG, "width": IMG})
+    processor = LlavaProcessor(images, tokenizer, PATCH, "default", chat_template=_TURNS, num_additional_image_tokens=1)
+    return LlavaForConditionalGeneration(config), processor
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+    from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
+
+    tokenizer = toy_tokenizer({"eos_token": "</s>", "pad_token": "<pad>"}, ("<image>", "<video>"))
+    pinpoints = [[48, 48], [48, 96], [96, 48], [96, 96]]
+    vision = SiglipVisionConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=48, patch_size=8
+    )
+    vision.vision_use_head = False
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+    )
+    images = LlavaOnevisionImageProcessor(size={"height": 48, "width": 48}, image_grid_pinpoints=pinpoints)
+    videos = LlavaOnevisionVideoProcessor(size={"height": 48, "width": 48})
+    processor = LlavaOnevisionProcessor(
+        images, tokenizer, videos, num_image_tokens=36, vision_feature_select_strategy="full", chat_template=_TURNS
+    )
+    return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+_QWEN_TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' if c.type == 'image' else c.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _qwen2_5_vl() -> tuple[Any, Any]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    marks = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, marks)
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+            "eos_token_id": [token("<|im_end|>"), token("<|endoftext|>")],
+            "pad_token_id": token("<|endoftext|>"),
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
+            "patch_size": 14,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    images = Qwen2VLImageProcessor(size=bounds)
+    processor = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_QWEN_TURNS)
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+_FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llava": _llava,
+    "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen2_5_vl,
+}

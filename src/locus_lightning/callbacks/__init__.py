@@ -1,0 +1,1 @@
+"""Callbacks: pictures in the log, checkpoints that can be continued, the summary at the end."""

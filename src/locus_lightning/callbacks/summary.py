@@ -1,0 +1,132 @@
+"""What a run gave: a table at its end, and ``summary.json`` in its folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from locus_lightning.metrics import BINS
+from locus_lightning.module import LocusModule
+
+_LIBRARIES = ("locus-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
+
+
+class Summary(L.Callback):
+    """Adds up seconds by phase during the fit; :meth:`finish` writes the summary afterwards."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.steps = 0
+        self._validation_started = 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of a validation."""
+        self._validation_started = perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add a validation's time."""
+        self.seconds["validation"] += perf_counter() - self._validation_started
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """A new rollout batch begins: add up the last one's phases."""
+        if batch and isinstance(pl_module, LocusModule):
+            self._take(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add up the last rollout batch's phases."""
+        if isinstance(pl_module, LocusModule):
+            self._take(trainer, pl_module)
+        self.steps = trainer.global_step
+
+    def _take(self, trainer: L.Trainer, module: LocusModule) -> None:
+        if module.seconds:
+            for phase, value in module.seconds.items():
+                self.seconds[phase] += value
+            for logger in trainer.loggers:
+                logger.log_metrics({f"speed/{phase}_s": value for phase, value in module.seconds.items()}, step=trainer.global_step)
+            module.seconds.clear()
+
+    def finish(
+        self, folder: Path | None, before: dict[str, float], after: dict[str, float], seed: Any, data: dict[str, object]
+    ) -> dict[str, Any]:
+        """Write ``summary.json``, print the table, and return what was written."""
+        summary = {
+            "iou_before": before.get("val/iou"),
+            "iou_after": after.get("val/iou"),
+            "floor": after.get("val/floor"),
+            "steps": self.steps,
+            "seed": seed,
+            "before": _plain(before),
+            "after": _plain(after),
+            "seconds": {phase: round(value, 2) for phase, value in self.seconds.items()},
+            "data": data,
+            "versions": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+        }
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        console = Console()
+        console.print(figures_table(before, after))
+        phases = ", ".join(f"{phase} {value:.0f} s" for phase, value in self.seconds.items())
+        console.print(f"{self.steps} optimiser steps; {phases}.")
+        return summary
+
+
+def figures_table(before: dict[str, float], after: dict[str, float]) -> Table:
+    """Held-out figures, all cues and by size bin; ``before`` may be empty."""
+    table = Table(title="Held-out cues, greedy answers")
+    columns = ("iou", "acc0.5", "acc0.75")
+    table.add_column("cues")
+    table.add_column("number", justify="right")
+    for name in ("mean IoU", "ACC@0.5", "ACC@0.75"):
+        table.add_column(name, justify="right")
+    for suffix in ("", *(f"_{name}" for name in BINS)):
+        if f"val/iou{suffix}" not in after:
+            continue
+        cells = [_change(before.get(f"val/{column}{suffix}"), after[f"val/{column}{suffix}"]) for column in columns]
+        table.add_row(suffix.removeprefix("_") or "all", f"{after[f'val/cues{suffix}']:.0f}", *cells)
+    table.add_row("best trivial box", "", f"{after['val/floor']:.3f}", "", "", style="dim")
+    parsed = _change(before.get("val/parse_rate"), after["val/parse_rate"])
+    table.caption = f"answers with one valid box: {parsed}"
+    return table
+
+
+def log_hyperparameters(trainer: L.Trainer, config: dict[str, Any], after: dict[str, float]) -> None:
+    """Hyper-parameters beside final figures, for TensorBoard's HPARAMS tab."""
+    flat = dict(_flatten("", config))
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            kept = ("val/iou", "val/acc0.5", "val/acc0.75", "val/parse_rate")
+            logger.log_hyperparams(flat, {f"final/{name.removeprefix('val/')}": after[name] for name in kept if name in after})
+            logger.finalize("success")
+
+
+def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}" if prefix else str(key), inner)]
+    return [(prefix, value if isinstance(value, int | float | str | bool) else str(value))]
+
+
+def _change(before: float | None, after: float) -> str:
+    return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
+
+
+def _plain(figures: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("val/"): round(float(value), 6) for name, value in figures.items()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except Exception:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""Data: annotated photos, drawn scenes, and the order they come in."""

@@ -1,0 +1,49 @@
+"""What a data module draws from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+from torch.utils.data import Dataset
+
+from locus_lightning.types import CueSample
+
+Split = Literal["train", "val"]
+
+
+class CueKey(NamedTuple):
+    """Which sample, and in which epoch: all that a sample's randomness may depend on beside the seed."""
+
+    epoch: int
+    item: int
+
+
+class CueDataset(Dataset[CueSample], ABC):
+    """A map from :class:`CueKey` to samples, the same in every worker process."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, key: CueKey) -> CueSample:
+        """The sample of a key; a corrupt image is replaced by the next one and noted on the sample."""
+
+
+class CueSource(ABC):
+    """Where cue samples come from. Constructing one is free; :meth:`check` finds what the user got wrong."""
+
+    def check(self) -> None:  # noqa: B027 - nothing to check is the normal case
+        """Look before anything heavy starts.
+
+        Raises:
+            DataError: files are missing or malformed.
+        """
+
+    @abstractmethod
+    def dataset(self, split: Split, seed: int) -> CueDataset:
+        """The training or validation samples; disjoint by image."""
+
+    def summary(self) -> dict[str, object]:
+        """Facts about the data for the run's summary: counts, what was left out."""
+        return {}

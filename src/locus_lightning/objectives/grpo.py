@@ -1,0 +1,103 @@
+"""GRPO and its variants, chosen by a few settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from locus_lightning.errors import ConfigError
+from locus_lightning.objectives.advantages import Reduction, Scale, group_advantages
+from locus_lightning.objectives.kl import Estimator, kl_estimate
+from locus_lightning.objectives.policy_loss import Level, cispo_loss, clipped_loss, log_ratio
+
+
+class GRPO:
+    """Tensors in, loss and named statistics out.
+
+    The defaults are the paper's run (its framework EasyR1's defaults where the paper is silent, PAPER section 3). Variants:
+
+    * DAPO: ``reduction: token`` with ``clip_high`` above ``clip_low`` (Yu et al. 2025), as the defaults are.
+    * Dr. GRPO: ``scale: none``, ``reduction: constant`` (Liu et al. 2025).
+    * GSPO: ``level: sequence``, ``reduction: sequence``, bounds near 3e-4 (Zheng et al. 2025).
+    * CISPO: ``surrogate: cispo`` with a high ``clip_high`` (MiniMax 2025).
+
+    Args:
+        scale: divide advantages by the group's ``std``, or ``none``.
+        std_floor: least std to divide by; 0 as in the paper.
+        clip_low: the ratio is held above 1 - clip_low.
+        clip_high: the ratio is held below 1 + clip_high.
+        dual_clip: bound of the loss of a bad token whose ratio explodes; null for none.
+        surrogate: ``clip`` (PPO's) or ``cispo``.
+        level: importance ratio of each ``token`` or of the ``sequence``.
+        reduction: how tokens are averaged: ``token``, ``sequence`` or ``constant`` (see ``token_weights``).
+        kl: coefficient of the KL to the reference model (paper: 1e-2); 0 runs no reference pass.
+        kl_estimator: ``k1``, ``k2`` or ``k3``.
+    """
+
+    def __init__(
+        self,
+        scale: Scale = "std",
+        std_floor: float = 0.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.3,
+        dual_clip: float | None = 3.0,
+        surrogate: Literal["clip", "cispo"] = "clip",
+        level: Level = "token",
+        reduction: Reduction = "token",
+        kl: float = 1e-2,
+        kl_estimator: Estimator = "k3",
+    ) -> None:
+        if not (0 <= clip_low < 1 and clip_high >= 0):
+            raise ConfigError(f"objective.clip_low is {clip_low} and clip_high {clip_high}; give 0 <= clip_low < 1 and clip_high >= 0.")
+        if dual_clip is not None and dual_clip <= 1:
+            raise ConfigError(f"objective.dual_clip is {dual_clip}; it is above 1, or null.")
+        if kl < 0 or std_floor < 0:
+            raise ConfigError(f"objective.kl is {kl} and std_floor {std_floor}; both are 0 or more.")
+        if kl > 0 and kl_estimator == "k1":
+            raise ConfigError("objective.kl_estimator k1 has no gradient towards the reference; use k3 or k2, or set objective.kl to 0.")
+        self.scale, self.std_floor, self.reduction = scale, std_floor, reduction
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.surrogate, self.level, self.kl, self.kl_estimator = surrogate, level, kl, kl_estimator
+
+    def advantages(self, rewards_BG: Tensor) -> Tensor:
+        """See :func:`group_advantages`."""
+        return group_advantages(rewards_BG, self.scale, std_floor=self.std_floor)
+
+    def __call__(
+        self,
+        logps_BGT: Tensor,
+        old_BGT: Tensor,
+        reference_BGT: Tensor | None,
+        advantages_BG: Tensor,
+        weights_BGT: Tensor,
+        mask_BGT: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch and what to log about it.
+
+        Args:
+            logps_BGT: log-probabilities under the policy, with gradient.
+            old_BGT: under the policy that sampled.
+            reference_BGT: under the reference model, or None when ``kl`` is 0.
+            advantages_BG: group-relative advantages.
+            weights_BGT: share of each token in the loss, zero where it does not count; set at collection.
+            mask_BGT: True at tokens of completions.
+        """
+        logps_BGT, mask_BGT = logps_BGT.float(), mask_BGT.float()
+        ratio_BGT = log_ratio(logps_BGT, old_BGT.float(), mask_BGT, self.level)
+        if self.surrogate == "cispo":
+            policy_BGT, caught = cispo_loss(logps_BGT, ratio_BGT, advantages_BG, self.clip_high)
+        else:
+            policy_BGT, caught = clipped_loss(ratio_BGT, advantages_BG, self.clip_low, self.clip_high, self.dual_clip)
+        loss = (policy_BGT * weights_BGT).sum()
+        tokens = mask_BGT.sum().clamp_min(1.0)
+        stats = {name: (hit * mask_BGT).sum() / tokens for name, hit in caught.items()}
+        with torch.no_grad():
+            stats["ratio_max"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).max().exp() if mask_BGT.any() else mask_BGT.new_ones(())
+            stats["ratio_min"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).min().exp() if mask_BGT.any() else mask_BGT.new_ones(())
+        if reference_BGT is not None:
+            kl_BGT = kl_estimate(logps_BGT, reference_BGT.float(), self.kl_estimator) * mask_BGT
+            loss = loss + self.kl * (kl_BGT * weights_BGT).sum()
+            stats["kl"] = kl_BGT.detach().sum() / tokens
+        return loss, stats

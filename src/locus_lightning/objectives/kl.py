@@ -1,0 +1,24 @@
+"""Estimators of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence", 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(logps_BGT: Tensor, reference_BGT: Tensor, estimator: Estimator = "k3") -> Tensor:
+    """Per-token estimate, (B, G, T), with d = log pi_ref - log pi.
+
+    ``k1`` -d: unbiased value; used as a loss its expected gradient is zero, so it only watches.
+    ``k2`` d^2 / 2: biased value, exact gradient of the KL.
+    ``k3`` exp(d) - 1 - d: unbiased, never negative, low variance (GRPO, EasyR1's "low_var_kl").
+    """
+    difference_BGT = (reference_BGT - logps_BGT).clamp(-20.0, 20.0)
+    if estimator == "k1":
+        return -difference_BGT
+    if estimator == "k2":
+        return difference_BGT.square() / 2
+    return difference_BGT.exp() - 1 - difference_BGT

@@ -1,0 +1,292 @@
+"""The training commands: one LightningCLI, with plugin names resolved first and a summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import locus_lightning.data.coco
+import locus_lightning.data.scenes  # noqa: F401 - so that their class names are known to the parser
+from locus_lightning import plugins
+from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.pictures import CuePictures
+from locus_lightning.callbacks.predictions import PredictionFile
+from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters
+from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.module import LocusModule
+from locus_lightning.supervised import SupervisedModule
+from locus_lightning.training import CueModule
+
+log = logging.getLogger("locus_lightning")
+
+_KIND_OF_KEY: dict[str, plugins.Kind] = {"backbone": "backbones", "rewards": "rewards", "cue_sampler": "cue_samplers"}
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A short supervised stage before reinforcement, through the same data and backbone; it trains the vision side too.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: samples a step, on each process.
+        learning_rate: peak of AdamW's rate (betas 0.9, 0.98), with warm-up and cosine decay.
+    """
+
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the full configuration of every run; continuing in a folder adds a file, it overwrites none."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose a free name, then save."""
+        folder, number = Path(trainer.log_dir or "."), 1
+        while not self.already_saved and (folder / self.config_filename).exists():
+            number += 1
+            self.config_filename = f"config-{number}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class LocusCLI(LightningCLI):
+    """LightningCLI with a cold start before ``fit`` and figures after it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is not model, data or trainer."""
+        parser.add_argument(
+            "--cold_start", type=ColdStart | None, default=None, help="A supervised stage before reinforcement; null for none."
+        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(CuePictures, "pictures")
+
+    def before_instantiate_classes(self) -> None:
+        """Find ``--ckpt_path last`` and go on in that run's folder."""
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            found = _last_checkpoint(config.trainer.logger)
+            config["ckpt_path"] = str(found)
+            if self.subcommand == "fit":
+                config.trainer.logger.init_args["version"] = found.parent.parent.name
+            log.info("continuing from %s", found)
+        elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
+            raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
+
+    def before_fit(self) -> None:
+        """Everything that can be refused is refused here, then the cold start runs."""
+        self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+        check_before_loading(self.trainer, self.model, self.datamodule, "fit")
+        cold: ColdStart | None = self.config_init["fit"].get("cold_start")
+        if cold and isinstance(self.model, LocusModule) and not self.config["fit"].get("ckpt_path"):
+            started = perf_counter()
+            cold_start(cold, self.model, self.datamodule, self.trainer)
+            self.summary.seconds["cold start"] += perf_counter() - started
+
+    def after_fit(self) -> None:
+        """Validate, save the weights as a Hugging Face folder, and sum up."""
+        checkpoints = next(c for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+        if checkpoints.interrupted:
+            print(f"stopped at step {self.trainer.global_step}; continue with: locus fit --config ... --ckpt_path last", file=sys.stderr)
+            raise SystemExit(130)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
+        after = self._validate()
+        if folder is not None and self.trainer.is_global_zero:
+            self.model.backbone.save_pretrained(folder / "model")
+        if self.trainer.is_global_zero and after:
+            data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
+            self.summary.finish(folder, self.model.before, after, self.config["fit"]["seed_everything"], data)
+            log_hyperparameters(self.trainer, self.config["fit"].as_dict(), after)
+            if folder is not None:
+                print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
+
+    def _validate(self) -> dict[str, float]:
+        if self.trainer.limit_val_batches == 0:
+            return {}
+        found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        return {name: float(value) for name, value in found[0].items()} if found else {}
+
+    def before_validate(self) -> None:
+        """See :func:`check_before_loading`."""
+        check_before_loading(self.trainer, self.model, self.datamodule, "validate")
+
+    before_test = before_validate
+    before_predict = before_validate
+
+    def after_validate(self) -> None:
+        """Print the figures as a table."""
+        from rich.console import Console
+
+        figures = {f"val/{k.removeprefix('val/')}": float(v) for k, v in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero and "val/iou" in figures:
+            Console().print(figures_table({}, figures))
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the answers are."""
+        written = [c.path for c in self.trainer.callbacks if isinstance(c, PredictionFile) and c.path]  # type: ignore[attr-defined]
+        print(*(f"answers: {path}" for path in written), sep="\n")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse ``arguments`` (``fit --config ...``) and run.
+
+    Raises:
+        LocusError: a mistake of the user, as one sentence.
+    """
+    _quiet()
+    import_named_plugins(arguments)
+    sys.argv = ["locus", *arguments]
+    try:
+        LocusCLI(
+            CueModule,
+            CueDataModule,
+            save_config_callback=SaveConfig,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
+            trainer_defaults={
+                "callbacks": [Summary(), PredictionFile()],
+                "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
+                "num_sanity_val_steps": -1,
+                "check_val_every_n_epoch": None,
+                "log_every_n_steps": 1,
+                "enable_checkpointing": False,
+            },
+        )
+    except ArgumentError as error:
+        raise ConfigError(one_sentence(str(error))) from error
+
+
+def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModule, stage: str) -> None:
+    """Refuse, in one sentence and before weights are loaded, what cannot work."""
+    model.trainer, data.trainer = trainer, trainer
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    model.setup(stage)
+    data.setup(stage)
+
+
+def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer: L.Trainer) -> None:
+    """Train ``model``'s backbone on right answers with a trainer of its own."""
+    rate = cold.learning_rate
+    teacher = SupervisedModule(
+        model.backbone, model.rollout, model.validation, train_vision=True,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),
+    )  # fmt: skip
+    lessons = CueDataModule(data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
+    L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.num_devices,
+        max_steps=cold.steps,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        enable_progress_bar=trainer.progress_bar_callback is not None,
+    ).fit(teacher, datamodule=lessons)
+
+
+def import_named_plugins(arguments: Sequence[str]) -> None:
+    """Import the plugins that YAML files and options name by bare class name, so that the parser knows them.
+
+    Raises:
+        ConfigError: a configuration file is missing or is not YAML.
+        PluginError: a name is unknown, claimed twice, or fails to import.
+    """
+    for path in _config_files(arguments):
+        if not path.is_file():
+            raise ConfigError(f"the configuration file {path} does not exist.")
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as cause:
+            mark = getattr(cause, "problem_mark", None)
+            where = f" (line {mark.line + 1})" if mark else ""
+            raise ConfigError(f"{path}{where} is not valid YAML: {getattr(cause, 'problem', cause)}.") from cause
+        for kind, name in _names("", content):
+            plugins.load(kind, name)
+    for key, value in _options(arguments):
+        found = _KIND_OF_KEY.get(key.rstrip("+").rsplit(".", 1)[-1])
+        if found and re.fullmatch(r"[A-Za-z_]\w*", value) and value not in ("null", "None"):
+            plugins.load(found, value)
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for i, argument in enumerate(arguments):
+        if argument.startswith("-") and "=" in argument:
+            key, _, value = argument.partition("=")
+            yield key.lstrip("-"), value
+        elif argument.startswith("-") and i + 1 < len(arguments):
+            yield argument.lstrip("-"), arguments[i + 1]
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    return [Path(value).expanduser() for key, value in _options(arguments) if key in ("config", "c")]
+
+
+def _names(key: str, value: Any) -> Iterator[tuple[plugins.Kind, str]]:
+    """(kind, bare class name) wherever a YAML names a plugin."""
+    kind = _KIND_OF_KEY.get(key)
+    if isinstance(value, list):
+        for item in value:
+            yield from _names(key, item)
+    elif isinstance(value, dict):
+        if kind and isinstance(value.get("class_path"), str) and "." not in value["class_path"]:
+            yield kind, value["class_path"]
+        for inner, content in value.items():
+            yield from _names(str(inner), content)
+    elif kind and isinstance(value, str) and "." not in value:
+        yield kind, value
+
+
+def _last_checkpoint(logger: Any) -> Path:
+    """The newest ``last.ckpt`` under the configured logger's folder."""
+    init = logger.get("init_args", {}) if isinstance(logger, Namespace | dict) else {}
+    root = Path(init.get("save_dir") or "runs") / (init.get("name") or "")
+    found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"ckpt_path is last but no run under {root} has checkpoints/last.ckpt; start without ckpt_path.")
+    return found[-1]
+
+
+def one_sentence(message: str) -> str:
+    """The parser's message without its usage, trees and repetitions."""
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(usage:|Help for|For more|Given value type|Problem with given class_path)", line)]
+    return " ".join(dict.fromkeys(kept))[:700]
+
+
+def _quiet() -> None:
+    """Leave on the screen what a user can act upon."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "httpx2", "transformers", "PIL", "torch", "tensorboard", "matplotlib", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*module\(s\) in eval mode.*",
+        r".*isinstance\(treespec.*",
+        r".*batch_size.*infer.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not torch.cuda.is_available():
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

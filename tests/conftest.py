@@ -1,0 +1,80 @@
+"""Shared fixtures: toy models of real architectures, drawn samples, no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.llava import LlavaBackbone
+from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
+from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
+from locus_lightning.backbones.toy import save_toy_checkpoint
+from locus_lightning.types import Completion, Cue, CueSample, CueWindow
+
+torch.set_num_threads(1)
+
+FAMILIES: dict[str, type[HFBackbone]] = {
+    "llava": LlavaBackbone,
+    "llava_onevision": LlavaOnevisionBackbone,
+    "qwen2_5_vl": Qwen2_5_VLBackbone,
+}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_backbone() -> Callable[..., HFBackbone]:
+    """A loaded toy backbone of a family; the same weights for the same seed."""
+
+    def make(family: str, seed: int = 0, **settings: object) -> HFBackbone:
+        torch.manual_seed(seed)
+        backbone = FAMILIES[family](f"toy:{family}", **settings)  # type: ignore[arg-type]
+        backbone.check()
+        backbone.load()
+        return backbone
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A toy checkpoint on disk, written once a session and process."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            torch.manual_seed(0)
+            made[family] = save_toy_checkpoint(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return folder
+
+
+def make_sample(width: int = 100, height: int = 80, box: tuple[int, int, int, int] = (10, 12, 44, 40), seed: int = 0) -> CueSample:
+    pixels = np.random.default_rng([seed, width, height]).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    x1, y1, x2, y2 = box
+    return CueSample(f"sample-{seed}", image, Cue(image.crop(box), CueWindow(box, "large")), (float(x1), float(y1), float(x2), float(y2)))
+
+
+@pytest.fixture
+def samples() -> list[CueSample]:
+    """Three samples of different shape, so that prompts differ in length where the family allows."""
+    return [make_sample(), make_sample(60, 130, (3, 60, 30, 110), 1), make_sample(150, 64, (100, 5, 140, 50), 2)]
+
+
+def make_completion(text: str, box: tuple[float, float, float, float] | None = None, well_formed: bool = True) -> Completion:
+    return Completion(text, box, well_formed, truncated=False)

@@ -1,0 +1,290 @@
+"""One contract, every family: frames, equal function in sampler, packed row and plain batch, gradients where they belong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.loading import LoRA
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.response import parse_response
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.hf import HFRollout, draw
+from tests.conftest import FAMILIES, make_sample
+
+SIX = Sampling(max_new_tokens=6, temperature=0.8)
+
+
+def rollouts(backbone, samples, n=3, sampling=SIX, seed=0):
+    torch.manual_seed(seed)
+    prompts = backbone.encode(samples)
+    groups = HFRollout().generate(backbone, prompts, n, sampling)
+    return prompts, groups, [[g.ids_T for g in group] for group in groups]
+
+
+def ragged(completions):
+    """Cut completions to different lengths, so that rows are ragged whatever was sampled."""
+    return [[ids[: 1 + (b + 2 * g) % len(ids)] for g, ids in enumerate(group)] for b, group in enumerate(completions)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_row_equals_plain_batch_in_value_and_gradient(make_backbone, family, samples, checkpointing):
+    backbone = make_backbone(family, dtype="float64", gradient_checkpointing=checkpointing)
+    backbone.train()
+    prompts, _, completions = rollouts(backbone, samples)
+    completions = ragged(completions)
+    results = []
+    for share_prefix in (True, False):
+        backbone.zero_grad()
+        logps, entropy = backbone.logps(prompts, completions, temperature=0.8, share_prefix=share_prefix)
+        (logps * torch.arange(logps.numel(), dtype=logps.dtype).view_as(logps)).sum().backward()
+        results.append((logps.detach(), entropy, {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}))
+    (packed, entropy, grads), (plain, plain_entropy, plain_grads) = results
+    assert torch.allclose(packed, plain, atol=1e-9, rtol=0)
+    assert torch.allclose(entropy, plain_entropy, atol=1e-9, rtol=0)
+    assert grads.keys() == plain_grads.keys()
+    for name, grad in grads.items():
+        assert (grad - plain_grads[name]).norm() <= 1e-6 * plain_grads[name].norm() + 1e-12, name
+
+
+def test_sampler_logps_equal_recomputed_ones_at_every_temperature(make_backbone, family, samples):
+    backbone = make_backbone(family, dtype="float64")
+    for temperature in (1.0, 0.6):
+        prompts, groups, completions = rollouts(backbone, samples, sampling=replace(SIX, temperature=temperature))
+        logps, _ = backbone.logps(prompts, completions, temperature=temperature)
+        for b, group in enumerate(groups):
+            for g, made in enumerate(group):
+                assert torch.allclose(logps[b, g, : len(made.ids_T)], made.logps_T, atol=1e-9)
+
+
+def test_temperature_divides_the_logits(make_backbone):
+    backbone = make_backbone("llava")
+    hidden = torch.randn(2, 96)
+    assert torch.allclose(backbone.next_token_logits(hidden, 0.5), backbone.next_token_logits(hidden) * 2)
+
+
+def test_a_prompt_alone_and_among_others_is_the_same(make_backbone, family, samples):
+    """Left padding, and the positions of multimodal rotary embeddings, change nothing; nor does state of other prompts."""
+    backbone = make_backbone(family, dtype="float64")
+    greedy = Sampling(max_new_tokens=5, temperature=0.0)
+    prompts = backbone.encode(samples)
+    together = HFRollout().generate(backbone, prompts, 1, greedy)
+    for prompt, (made,) in zip(prompts, together, strict=True):
+        (alone,) = HFRollout().generate(backbone, [prompt], 1, greedy)[0]
+        assert torch.equal(alone.ids_T, made.ids_T)
+        assert torch.allclose(alone.logps_T, made.logps_T, atol=1e-9)
+
+
+def test_generation_agrees_with_transformers_own(make_backbone, family):
+    backbone = make_backbone(family, dtype="float64")
+    sample = make_sample()
+    (prompt,) = backbone.encode([sample])
+    ((made,),) = HFRollout().generate(backbone, [prompt], 1, Sampling(max_new_tokens=6, temperature=0.0))
+    out = backbone.processor(
+        text=[text_of(backbone, sample)],
+        images=[backbone.prepare_image(sample.image), backbone.prepare_image(sample.cue.image)],
+        return_tensors="pt",
+    )
+    out["pixel_values"] = out["pixel_values"].double()
+    theirs = backbone.hf.generate(**out, max_new_tokens=6, do_sample=False, suppress_tokens=list(backbone.banned_ids))
+    expected = theirs[0, out["input_ids"].shape[1] :]
+    assert torch.equal(made.ids_T[: len(expected)], expected[: len(made.ids_T)])
+
+
+def text_of(backbone, sample):
+    words = backbone.prompt
+    content = [
+        {"type": "text", "text": words.before_image},
+        {"type": "image"},
+        {"type": "text", "text": words.before_cue},
+        {"type": "image"},
+        {"type": "text", "text": words.question(backbone.frame(sample))},
+    ]
+    return backbone.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+
+
+@pytest.mark.parametrize("which", ["image", "cue"])
+def test_changing_either_image_changes_the_logps(make_backbone, family, which):
+    backbone = make_backbone(family, dtype="float64")
+    sample, other = make_sample(seed=0), make_sample(seed=1)
+    changed = replace(sample, image=other.image) if which == "image" else replace(sample, cue=other.cue)
+    answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
+    before, _ = backbone.logps(backbone.encode([sample]), answer)
+    after, _ = backbone.logps(backbone.encode([changed]), answer)
+    assert (before - after).abs().max() > 1e-6
+
+
+def test_image_tokens_equal_features(make_backbone, family, samples):
+    backbone = make_backbone(family)
+    for prompt in backbone.encode(samples):
+        placeholders = sum(int((prompt.ids_P == i).sum()) for i in backbone.banned_ids)
+        assert placeholders == sum(len(image) for image in prompt.features)
+        assert len(prompt.features) == 2
+
+
+def test_placeholder_ids_are_never_sampled(make_backbone, family):
+    backbone = make_backbone(family)
+    with torch.no_grad():
+        head = backbone.hf.get_output_embeddings()
+        for banned in backbone.banned_ids:  # make it by far the likeliest
+            head.weight[banned] = 0
+        hidden = torch.randn(64, head.weight.shape[1])
+        for banned in backbone.banned_ids:
+            head.weight[banned] = hidden.mean(0) * 1000
+    assert backbone.banned_ids
+    tokens, logps = draw(backbone.next_token_logits(hidden), Sampling())
+    assert not torch.isin(tokens, torch.tensor(backbone.banned_ids)).any()
+    assert torch.isfinite(logps).all()
+
+
+def test_every_end_id_ends_and_stays_in_the_completion(make_backbone):
+    backbone = make_backbone("qwen2_5_vl")
+    assert len(backbone.eos_ids) == 2
+    for wanted in backbone.eos_ids:
+        hidden_of = backbone.hf.get_output_embeddings().weight
+        original = backbone.next_token_logits
+
+        def only(hidden, temperature=1.0, *, reference=False, wanted=wanted, original=original):
+            return torch.full_like(original(hidden, temperature), -50.0).index_fill(-1, torch.tensor([wanted]), 0.0)
+
+        backbone.next_token_logits = only
+        ((made,),) = HFRollout().generate(backbone, backbone.encode([make_sample()]), 1, SIX)
+        backbone.next_token_logits = original
+        assert made.ids_T.tolist() == [wanted]
+        assert not made.truncated
+        assert hidden_of is backbone.hf.get_output_embeddings().weight
+
+
+def test_a_completion_cut_off_is_truncated(make_backbone):
+    backbone = make_backbone("llava")
+    _, groups, _ = rollouts(backbone, [make_sample()], n=8, sampling=Sampling(max_new_tokens=2))
+    for made in groups[0]:
+        assert made.truncated == (made.ids_T[-1].item() not in backbone.eos_ids)
+
+
+@pytest.mark.parametrize("settings", [{}, {"train_vision": True}, {"lora": LoRA(rank=4)}, {"lora": LoRA(rank=4), "train_vision": True}])
+def test_gradients_reach_what_is_trainable_and_nothing_else(make_backbone, family, settings):
+    backbone = make_backbone(family, **settings)
+    prompts = backbone.encode([make_sample()])
+    backbone.logps(prompts, [[backbone.tokenize_answer("[1, 2, 3, 4]")]])[0].sum().backward()
+    vision = {id(p) for p in loading.vision_parameters(backbone.hf)}
+    reached = {n: p for n, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached
+    assert any(id(p) in vision for p in reached.values()) is settings.get("train_vision", False)
+    language = [n for n, p in reached.items() if id(p) not in vision]
+    assert language
+    assert all("lora_" in n for n in language) is ("lora" in settings)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)])
+def test_reference_is_the_model_before_training(make_backbone, family, lora):
+    backbone = make_backbone(family, lora=lora)
+    backbone.freeze_reference()
+    prompts = backbone.encode([make_sample()])
+    answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
+    before, _ = backbone.logps(prompts, answer)
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    for _ in range(2):  # a fresh adapter's first gradient reaches only its second matrix
+        optimizer.zero_grad()
+        (-backbone.logps(prompts, answer)[0].sum()).backward()
+        optimizer.step()
+    after, _ = backbone.logps(prompts, answer)
+    reference, _ = backbone.logps(prompts, answer, reference=True)
+    assert (after - before).abs().max() > 1e-3
+    assert torch.allclose(reference, before, atol=1e-5)
+
+
+def test_full_fine_tuning_shares_the_frozen_tower_with_its_reference(make_backbone):
+    backbone = make_backbone("llava")
+    backbone.freeze_reference()
+    assert backbone.reference.base_model.vision_tower is backbone.hf.base_model.vision_tower
+    assert backbone.reference.base_model.language_model is not backbone.hf.base_model.language_model
+
+
+def test_nf4_reaches_the_language_model_only_and_trains(make_backbone, family):
+    backbone = make_backbone(family, quantize="nf4", lora=LoRA(rank=4), dtype="bfloat16")
+    names = loading.quantised_linears(backbone.hf)
+    linears = [n for n in loading._language_linears(backbone.hf)]
+    assert names
+    assert all("language_model" in n for n in names)
+    assert not any("vision" in n or "visual" in n or "lm_head" in n for n in names)
+    assert len(linears) >= len(names)
+    embedding = backbone.hf.get_input_embeddings().weight
+    assert embedding.dtype == torch.bfloat16, "embeddings stay as loaded, not fp32"
+    prompts, _, completions = rollouts(backbone, [make_sample(), make_sample(60, 60, (5, 5, 40, 40))], n=2)
+    logps, _ = backbone.logps(prompts, completions)
+    logps.sum().backward()
+    plain, _ = backbone.logps(prompts, completions, share_prefix=False)
+    assert torch.allclose(logps, plain, atol=0.15), "bfloat16"
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+
+
+def test_a_right_answer_is_read_back_as_the_box(make_backbone, family):
+    backbone = make_backbone(family)
+    for size, box in [((640, 480), (200, 120, 216, 140)), ((300, 900), (20, 500, 90, 640)), ((57, 33), (3, 4, 30, 29))]:
+        sample = make_sample(*size, box)
+        frame = backbone.frame(sample)
+        read = parse_response(backbone.right_answer(sample))
+        assert read.well_formed
+        back = frame.to_original(read.box_text)
+        steps = (*frame.resolution, *frame.resolution)
+        assert all(abs(a - b) <= 1.01 * s for a, b, s in zip(back, sample.box, steps, strict=True))
+        ids = backbone.tokenize_answer(backbone.right_answer(sample))
+        assert ids[-1].item() in backbone.eos_ids
+        assert backbone.decode(ids) == backbone.right_answer(sample)
+
+
+def test_qwen_frame_is_that_of_the_processors_own_resize(make_backbone):
+    backbone = make_backbone("qwen2_5_vl")
+    for size in [(100, 80), (640, 480), (33, 57), (500, 40)]:
+        sample = make_sample(*size, (2, 2, 20, 20))
+        (prompt,) = backbone.encode([sample])
+        _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
+        assert backbone.frame(sample).extent == (columns * 14, rows * 14)
+
+
+def test_rollouts_and_updates_are_the_same_function_in_train_mode(make_backbone, samples):
+    backbone = make_backbone("llava", gradient_checkpointing=True, lora=LoRA(rank=4))
+    answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")] for _ in samples]
+    prompts = backbone.encode(samples)
+    backbone.eval()
+    before, _ = backbone.logps(prompts, answer)
+    backbone.train()
+    after, _ = backbone.logps(prompts, answer)
+    assert torch.allclose(before, after, atol=1e-6)
+    with backbone.sampling():
+        assert not backbone.training
+    assert backbone.training
+
+
+def test_constructing_is_free_and_errors_are_sentences(tmp_path, toy_folder):
+    llava = FAMILIES["llava"]
+    with pytest.raises(CheckpointError, match="no folder here"):
+        llava(str(tmp_path / "nothing")).check()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        llava(str(tmp_path)).check()
+    with pytest.raises(CheckpointError, match="'qwen2_5_vl' model and LlavaBackbone speaks llava"):
+        llava(str(toy_folder("qwen2_5_vl"))).check()
+    with pytest.raises(CheckpointError, match="toy:llava"):
+        llava("toy:nonsense").check()
+    with pytest.raises(ConfigError, match=r"backbone\.lora"):
+        llava("toy:llava", quantize="nf4")
+    with pytest.raises(ConfigError, match="matches nothing.*q_proj"):
+        llava("toy:llava", lora=LoRA(targets=["nope"])).load()
+
+
+def test_save_and_load_round_trip(make_backbone, family, tmp_path):
+    backbone = make_backbone(family, seed=3)
+    backbone.save_pretrained(tmp_path / "model")
+    again = FAMILIES[family](str(tmp_path / "model"))
+    again.check()
+    again.load()
+    prompts, answer = backbone.encode([make_sample()]), [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
+    before, _ = backbone.logps(prompts, answer)
+    after, _ = again.logps(again.encode([make_sample()]), answer)
+    assert torch.allclose(before, after, atol=1e-6)
+    assert list((tmp_path / "model").glob("*.safetensors"))

@@ -1,0 +1,271 @@
+"""Photos and scenes: exact counts, splits by image, the same samples for any number of workers, nothing lost to a bad file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.data.coco import CocoCues
+from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.sampler import NO_PROMPTS, PacedLoader, ResumableSampler
+from locus_lightning.data.scenes import SceneCues
+from locus_lightning.data.source import CueKey
+from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.geometry import iou
+
+ANY = ObjectCues({"tiny": 1.0, "small": 1.0, "medium": 1.0})
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Twelve photos of noise with three objects each, a crowd, a near-duplicate; returns (annotation file, folder, content)."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(12):
+        name = f"{i:04d}.jpg"
+        Image.fromarray(rng.integers(0, 255, (240, 320, 3), dtype=np.uint8)).save(folder / name)
+        images.append({"id": i, "file_name": name, "width": 320, "height": 240})
+        boxes = [(10, 10, 22, 20), (100, 50, 60, 50), (200, 100, 90, 80), (100.5, 50, 60, 50)]
+        annotations += [{"id": 10 * i + k, "image_id": i, "bbox": list(b), "category_id": 1, "iscrowd": 0} for k, b in enumerate(boxes)]
+        annotations.append({"id": 10 * i + 9, "image_id": i, "bbox": [0, 0, 320, 240], "category_id": 1, "iscrowd": 1})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path, folder, content
+
+
+def rewrite(path, content):
+    path.write_text(json.dumps(content))
+
+
+def test_windows_counts_and_what_is_left_out(coco):
+    path, folder, _ = coco
+    source = CocoCues(str(path), str(folder), val_fraction=0.25, cue_sampler=ANY, per_image=2)
+    train, val = source.dataset("train", 0), source.dataset("val", 0)
+    assert source.left_out["crowds"] == 12
+    assert source.left_out["near-duplicate windows"] == 12
+    images = {split: {e.image_id for e in data.entries} for split, data in (("train", train), ("val", val))}
+    assert not images["train"] & images["val"], "split by image"
+    assert len(images["val"]) <= 3
+    for data in (train, val):
+        assert max(Counter(e.image_id for e in data.entries).values()) <= 2
+        for i in range(len(data)):
+            sample = data[CueKey(0, i)]
+            assert sample.box == tuple(float(v) for v in sample.cue.window.box)
+            assert sample.cue.window.label == "cat"
+            assert iou(sample.cue.window.object_box, sample.box) > 0.6
+
+
+def test_the_mix_is_kept_even_where_one_size_is_scarce(coco):
+    path, folder, _ = coco
+    source = CocoCues(str(path), str(folder), val_fraction=0.1, cue_sampler=ObjectCues({"tiny": 0.25, "small": 0.75}))
+    bins = Counter(e.window.size_bin for e in source.dataset("train", 0).entries)
+    assert bins["small"] == pytest.approx(3 * bins["tiny"], abs=2)
+
+
+def test_same_seed_same_cues_and_other_seed_others(coco):
+    path, folder, _ = coco
+    entries = [CocoCues(str(path), str(folder), train_size=9, cue_sampler=ANY).dataset("train", seed).entries for seed in (1, 1, 2)]
+    assert entries[0] == entries[1] != entries[2]
+
+
+@pytest.mark.parametrize("source", ["coco", "scenes"])
+def test_samples_are_identical_for_any_number_of_workers(coco, source):
+    path, folder, _ = coco
+    made = CocoCues(str(path), str(folder), cue_sampler=ANY) if source == "coco" else SceneCues(train_size=24)
+    data = made.dataset("train", 0)
+    streams = []
+    for workers in (0, 2):
+        sampler = ResumableSampler(len(data), 4, seed=0)
+        loader = DataLoader(data, batch_sampler=sampler, collate_fn=list, num_workers=workers)
+        streams.append([(s.id, s.box, s.image.tobytes(), s.cue.image.tobytes()) for batch in loader for s in batch])
+    assert streams[0] == streams[1]
+
+
+def test_corrupt_images_are_replaced_counted_and_listed(coco):
+    path, folder, _ = coco
+    (folder / "0003.jpg").write_bytes(b"not an image")
+    truncated = (folder / "0004.jpg").read_bytes()
+    (folder / "0004.jpg").write_bytes(truncated[: len(truncated) // 3])
+    Image.new("RGB", (50, 50)).save(folder / "0005.jpg")  # not the size its annotation says
+    (folder / "0006.jpg").unlink()
+    source = CocoCues(str(path), str(folder), cue_sampler=ANY)
+    module = CueDataModule(source, batch_size=4)
+    module.setup("fit")
+    for batch in module._loader("train", ResumableSampler(len(module.datasets["train"]), 4, 0)):
+        module.on_before_batch_transfer(batch, 0)
+    assert [Path(p).name for p in source.missing] == ["0006.jpg"]
+    named = {Path(p).name for p in module.quarantine}
+    assert named <= {"0003.jpg", "0004.jpg", "0005.jpg"}
+    assert named, "images of the training split were quarantined"
+    assert any("320x240" in reason for reason in module.quarantine.values()) or "0005.jpg" not in named
+
+
+def test_nothing_to_open_is_an_error(coco):
+    path, folder, _ = coco
+    for file in folder.iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(DataError, match="can be opened"):
+        CocoCues(str(path), str(folder), cue_sampler=ANY).dataset("train", 0)[CueKey(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][7].update(bbox=[300, 10, 40, 20]), r"annotation 12 has bbox \[300, 10, 40, 20\] in an image of 320x240"),
+        (lambda c: c["annotations"][7].update(bbox=[30, 10, 0, 20]), "annotation 12"),
+        (lambda c: c.pop("images"), "COCO's detection format"),
+        (lambda c: c["annotations"][3].pop("bbox"), "bbox"),
+        (lambda c: c["annotations"][3].update(bbox="wide"), "COCO's detection format"),
+    ],
+)
+def test_a_malformed_file_is_named_before_anything_is_loaded(coco, change, message):
+    path, folder, content = coco
+    change(content)
+    rewrite(path, content)
+    with pytest.raises(DataError, match=message) as error:
+        CocoCues(str(path), str(folder)).check()
+    assert str(path) in str(error.value)
+
+
+def test_a_mix_that_wants_what_is_not_there_says_what_is(coco):
+    path, folder, _ = coco
+    source = CocoCues(str(path), str(folder), cue_sampler=ObjectCues({"tiny": 0.5, "large": 0.5}))
+    with pytest.raises(DataError, match=r"found: \{'tiny': \d+"):
+        source.dataset("train", 0)
+
+
+def test_bad_boxes_can_be_skipped_and_orphans_are_counted(coco):
+    path, folder, content = coco
+    content["annotations"][7]["bbox"] = [300, 10, 40, 20]
+    content["annotations"].append({"id": 999, "image_id": 4711, "bbox": [1, 1, 20, 20], "category_id": 1})
+    rewrite(path, content)
+    source = CocoCues(str(path), str(folder), bad_boxes="skip")
+    source.check()
+    assert source.left_out["bad boxes"] == 1
+    assert source.left_out["annotations without an image"] == 1
+
+
+def test_missing_files_and_broken_json_are_sentences(coco, tmp_path):
+    path, folder, _ = coco
+    with pytest.raises(DataError, match="does not exist"):
+        CocoCues(str(tmp_path / "no.json"), str(folder)).check()
+    with pytest.raises(DataError, match="image folder"):
+        CocoCues(str(path), str(tmp_path / "no")).check()
+    with pytest.raises(DataError, match="none of the 12 images"):
+        CocoCues(str(path), str(tmp_path)).check()
+    path.write_text('{"images": [')
+    with pytest.raises(DataError, match="is not JSON"):
+        CocoCues(str(path), str(folder)).check()
+    with pytest.raises(ConfigError, match="val_fraction"):
+        CocoCues(str(path), str(folder), val_fraction=2.0)
+
+
+def test_excluded_images_are_left_out(coco, tmp_path):
+    path, folder, _ = coco
+    (tmp_path / "exclude.txt").write_text("0\n1\n2\n")
+    source = CocoCues(str(path), str(folder), exclude=str(tmp_path / "exclude.txt"), cue_sampler=ANY)
+    ids = {e.image_id for split in ("train", "val") for e in source.dataset(split, 0).entries}
+    assert ids <= set(range(3, 12))
+    assert source.left_out["excluded images"] == 3
+
+
+def test_a_validation_file_of_its_own_is_used(coco):
+    path, folder, _ = coco
+    source = CocoCues(str(path), str(folder), str(path), str(folder), val_size=5, cue_sampler=ANY)
+    assert len(source.dataset("val", 0)) in (4, 5, 6)
+
+
+# ---- scenes ------------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_depend_on_seed_split_epoch_and_index_alone():
+    source = SceneCues(train_size=8)
+
+    def picture(split, seed, epoch, item):
+        return source.dataset(split, seed)[CueKey(epoch, item)].image.tobytes()
+
+    same = picture("train", 0, 0, 3)
+    assert same == picture("train", 0, 0, 3)
+    assert len({same, picture("val", 0, 0, 3), picture("train", 1, 0, 3), picture("train", 0, 1, 3), picture("train", 0, 0, 4)}) == 5
+
+
+def test_objects_touch_their_boxes_and_distractors_are_controllable():
+    source = SceneCues(image_size=128, objects=(5, 5), object_size=(0.15, 0.3), background="plain", clutter=0)
+    image, objects = source.draw(np.random.default_rng(1))
+    assert len(objects) == 5
+    ground = np.array([122, 122, 122])
+    pixels = np.asarray(image).astype(int)
+    painted = np.abs(pixels - ground).sum(-1) > 8
+    rows, columns = np.nonzero(painted)
+    boxes = np.array([o.box for o in objects])
+    assert rows.min() == boxes[:, 1].min()
+    assert columns.min() == boxes[:, 0].min()
+    assert rows.max() == boxes[:, 3].max() - 1
+    assert columns.max() == boxes[:, 2].max() - 1
+
+
+def test_a_scene_that_holds_no_wanted_cue_says_so():
+    source = SceneCues(image_size=64, object_size=(0.5, 0.6), cue_sampler=ObjectCues({"tiny": 1.0}, min_side=4))
+    with pytest.raises(ConfigError, match="widen object_size"):
+        source.dataset("train", 0)[CueKey(0, 0)]
+
+
+# ---- order and position ------------------------------------------------------------------------------------------------
+
+
+def test_ranks_take_disjoint_halves_of_every_batch():
+    whole = list(ResumableSampler(20, 4, seed=3))
+    halves = [list(ResumableSampler(20, 2, seed=3, rank=r, world_size=2)) for r in (0, 1)]
+    for b, batch in enumerate(whole):
+        assert sorted(batch) == sorted(halves[0][b] + halves[1][b])
+
+
+def test_epochs_differ_and_every_sample_comes_once():
+    sampler = ResumableSampler(10, 2, seed=0)
+    first = [key for batch in sampler for key in batch]
+    sampler.set_epoch(1)
+    second = [key for batch in sampler for key in batch]
+    assert sorted(k.item for k in first) == list(range(10)) == sorted(k.item for k in second)
+    assert [k.item for k in first] != [k.item for k in second]
+
+
+@pytest.mark.parametrize("consumed", range(13))
+def test_a_paced_loader_goes_on_where_steps_stood(consumed):
+    def stream(start):
+        sampler = ResumableSampler(8, 2, seed=0)
+        return list(PacedLoader([["a"], ["b"], ["c"], ["d"]][-(-start // 3) :], sampler, steps=3, consumed=start))
+
+    whole = stream(0)
+    assert whole == [x for name in "abcd" for x in ([name], NO_PROMPTS, NO_PROMPTS)]
+    assert stream(consumed) == whole[consumed:]
+
+
+REAL = Path(os.environ.get("LOCUS_COCO", Path(__file__).resolve().parents[3] / "shared" / "coco_mini"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no folder of real photos in COCO layout (set LOCUS_COCO)")
+def test_real_photos():
+    source = CocoCues(
+        str(REAL / "annotations" / "instances_train2017.json"),
+        str(REAL / "train2017"),
+        str(REAL / "annotations" / "instances_val2017.json"),
+        str(REAL / "val2017"),
+    )
+    train = source.dataset("train", 0)
+    bins = Counter(e.window.size_bin for e in train.entries)
+    assert bins["tiny"] / len(train) == pytest.approx(0.7, abs=0.01)
+    for i in range(0, len(train), 20):
+        sample = train[CueKey(0, i)]
+        assert not sample.quarantined
+        assert sample.cue.image.width >= 12

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locus_lightning.geometry import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, trivial_boxes
+from locus_lightning.response import parse_response, write_response
+
+sides = st.integers(1, 4000)
+
+
+@st.composite
+def image_and_box(draw):
+    w, h = draw(st.integers(32, 4000)), draw(st.integers(32, 4000))
+    x1, y1 = draw(st.integers(0, w - 16)), draw(st.integers(0, h - 16))
+    return (w, h), (float(x1), float(y1), float(draw(st.integers(x1 + 16, w))), float(draw(st.integers(y1 + 16, h))))
+
+
+def frames(size):
+    w, h = size
+    return [
+        BoxFrame.stretched(size, (28 * max(1, w // 28), 28 * max(1, h // 28))),
+        BoxFrame.stretched(size, (1000, 1000)),
+        BoxFrame.stretched(size, (1.0, 1.0), decimals=3),
+        BoxFrame.square_padded(size, 1.0, decimals=3),
+        BoxFrame.square_padded(size, 336),
+    ]
+
+
+@given(image_and_box())
+def test_original_to_text_and_back_stays_within_the_frames_own_rounding(case):
+    size, box = case
+    for frame in frames(size):
+        read = parse_response(write_response("r", frame.to_text(box))).box_text
+        assert read is not None
+        back = frame.to_original(read)
+        rx, ry = frame.resolution
+        for got, true, step in zip(back, box, (rx, ry, rx, ry), strict=True):
+            assert abs(got - true) <= 1.01 * step, (frame, box, back)
+
+
+@given(image_and_box())
+def test_model_frame_is_exactly_inverted(case):
+    size, box = case
+    for frame in frames(size):
+        assert frame.to_original(frame.to_model(box)) == pytest.approx(box, abs=1e-6)
+
+
+def test_ignoring_the_frame_ruins_a_small_box():
+    size, box = (640, 480), (600.0, 440.0, 616.0, 456.0)
+    resized = BoxFrame.stretched(size, (644, 476))
+    assert iou(resized.to_original(resized.to_model(box)), box) == pytest.approx(1.0)
+    assert iou(resized.to_model(box), box) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),
+        ((0, 0, 10, 10), (5, 0, 15, 10), 1 / 3),
+        ((0, 0, 10, 10), (10, 0, 20, 10), 0.0),
+        ((0, 0, 0, 10), (0, 0, 10, 10), 0.0),
+        ((5, 5, 1, 1), (0, 0, 10, 10), 0.0),
+    ],
+)
+def test_iou(a, b, expected):
+    assert iou(a, b) == pytest.approx(expected)
+
+
+def test_giou_tells_a_near_miss_from_a_far_one():
+    assert giou((0, 0, 10, 10), (12, 0, 22, 10)) > giou((0, 0, 10, 10), (90, 0, 100, 10))
+    assert giou((0, 0, 0, 0), (0, 0, 1, 1)) == -1.0
+
+
+def test_clip_and_validity():
+    assert clip_box((-5, 2, 200, 30), (100, 20)) == (0, 2, 100, 20)
+    assert box_area((3, 3, 1, 5)) == 0
+    assert not is_valid_box((0, 0, math.inf, 1))
+    assert not is_valid_box((0, 0, math.nan, 1))
+    assert not is_valid_box((2, 0, 2, 1))
+
+
+@pytest.mark.parametrize(("side", "name"), [(9, "tiny"), (10, "small"), (22, "small"), (23, "medium"), (32, "large"), (100, "large")])
+def test_size_bins_by_share_of_the_image(side, name):
+    assert size_bin((0, 0, side, side), (100, 100)) == name
+
+
+def test_trivial_boxes_lie_in_the_image():
+    for box in trivial_boxes((200, 100)).values():
+        assert is_valid_box(box)
+        assert clip_box(box, (200, 100)) == box

@@ -1,0 +1,283 @@
+"""The algorithm as a whole: the same gradient however it is split, reuse, filtering, truncation, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+
+from locus_lightning.collection import Split, micro_batches, pack_state, unpack_state
+from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.scenes import SceneCues
+from locus_lightning.errors import ConfigError
+from locus_lightning.module import LocusModule
+from locus_lightning.objectives.advantages import weight_total
+from locus_lightning.objectives.grpo import GRPO
+from locus_lightning.rewards.format import FormatReward
+from locus_lightning.rewards.iou import IoUReward
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.supervised import SupervisedModule
+from locus_lightning.types import Generation
+from tests.conftest import FAMILIES
+
+SHORT = Sampling(max_new_tokens=5)
+
+
+def data(batch_size=4, train_size=16, **settings):
+    return CueDataModule(SceneCues(image_size=96, train_size=train_size, val_size=3, **settings), batch_size=batch_size, val_batch_size=3)
+
+
+def module(seed=0, backbone=None, **settings):
+    torch.manual_seed(seed)
+    backbone = backbone or FAMILIES["llava"]("toy:llava")
+    settings.setdefault("optimizer", lambda p: torch.optim.SGD(p, lr=0.1))
+    return LocusModule(backbone, sampling=settings.pop("sampling", SHORT), group_size=settings.pop("group_size", 3), **settings)
+
+
+def trainer(**settings):
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "max_steps": 1,
+    }
+    return L.Trainer(**(defaults | settings))
+
+
+class LengthReward(IoUReward):
+    """Rewards that differ within a group even for a random model."""
+
+    def score(self, completion, sample):
+        return float(sum(completion.generation.ids_T) % 97) / 97
+
+
+@pytest.fixture
+def fixed_rollouts(make_backbone):
+    """Eight prompts with ragged completions and random advantages, in float64."""
+    backbone = make_backbone("llava", dtype="float64")
+    source = SceneCues(image_size=96, train_size=8).dataset("train", 0)
+    from locus_lightning.data.source import CueKey
+
+    prompts = backbone.encode([source[CueKey(0, i)] for i in range(8)])
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 6, (8, 3), generator=generator)
+    completions = [[torch.randint(0, 500, (int(n),), generator=generator) for n in row] for row in lengths]
+    mask = torch.arange(int(lengths.max())) < lengths[..., None]
+    return backbone, prompts, completions, torch.randn(8, 3, generator=generator), mask
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "constant"])
+@pytest.mark.parametrize(("micro", "ranks"), [(1, 1), (2, 1), (4, 1), (2, 2), (1, 2)])
+def test_the_gradient_does_not_depend_on_the_split(fixed_rollouts, reduction, micro, ranks):
+    """Eight prompts in one micro-batch = 8/m micro-batches of m = 2 ranks x 4: averaged as Lightning and DDP average."""
+    backbone, prompts, completions, advantages, mask = fixed_rollouts
+    objective = GRPO(kl=0.0, reduction=reduction)
+
+    def gradient(micro, ranks):
+        backbone.zero_grad()
+        per_rank = 8 // ranks
+        accumulate = per_rank // micro
+        total = float(weight_total(mask, reduction)) / (accumulate * ranks)
+        for rank in range(ranks):
+            own = slice(rank * per_rank, (rank + 1) * per_rank)
+            plan = [list(range(i, i + micro)) for i in range(0, per_rank, micro)]
+            batches = micro_batches(
+                prompts[own], completions[own], advantages[own], mask[own], plan, [total], reduction, 5, accumulate, None, None
+            )
+            for batch in batches:
+                logps, _ = backbone.logps(batch.prompts, batch.completions)
+                loss, _ = objective(logps, logps.detach(), None, batch.advantages_BG, batch.weights_BGT, batch.mask_BGT)
+                (loss / accumulate / ranks).backward()
+        return {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
+
+    whole, parts = gradient(8, 1), gradient(micro, ranks)
+    for name, grad in whole.items():
+        assert (grad - parts[name]).norm() <= 1e-5 * grad.norm() + 1e-12, name  # the loss itself is float32
+
+
+def test_accumulation_in_the_trainer_gives_the_same_step():
+    """Through Lightning itself: one micro-batch of 4 against 4 of 1, accumulated."""
+    results = []
+    for micro, accumulate in ((4, 1), (2, 2), (1, 4)):
+        model = module(rewards=[LengthReward()], micro_batch_size=micro, objective=GRPO(kl=0.05))
+        L.seed_everything(7)
+        trainer(accumulate_grad_batches=accumulate).fit(model, datamodule=data())
+        results.append(torch.cat([p.detach().flatten() for p in model.backbone.hf.base_model.language_model.parameters()]))
+    assert torch.allclose(results[0], results[1], atol=1e-5)
+    assert torch.allclose(results[0], results[2], atol=1e-5)
+
+
+def test_a_rollout_batch_is_reused_for_mini_batches_and_epochs():
+    model = module(rewards=[LengthReward()], micro_batch_size=1, epochs=2)
+    seen = []
+    original = LocusModule.collect
+
+    def counting(self, samples):
+        made = original(self, samples)
+        seen.append((self.global_step, len(made), all(m.old_BGT is not None for m in made)))
+        return made
+
+    LocusModule.collect = counting
+    try:
+        run = trainer(accumulate_grad_batches=2, max_steps=8)
+        run.fit(model, datamodule=data())
+    finally:
+        LocusModule.collect = original
+    # 4 prompts x 2 epochs = 8 micro-steps = 4 optimiser steps a rollout batch
+    assert seen == [(0, 8, True), (4, 8, True)]
+    assert run.global_step == 8
+
+
+def test_the_ratio_is_one_at_first_and_moves_with_reuse():
+    class Watch(L.Callback):
+        def __init__(self):
+            self.ratios = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.ratios.append(float(trainer.callback_metrics["update/ratio_max"]))
+
+    watch = Watch()
+    model = module(rewards=[LengthReward()], micro_batch_size=4, epochs=2, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+    trainer(max_steps=4, callbacks=[watch]).fit(model, datamodule=data())
+    assert watch.ratios[0] == pytest.approx(1.0, abs=1e-4)
+    assert watch.ratios[1] > 1.0 + 1e-4
+    assert watch.ratios[2] == pytest.approx(1.0, abs=1e-4)
+
+
+class ConstantReward(IoUReward):
+    def score(self, completion, sample):
+        return 0.5
+
+
+def test_constant_groups_are_redrawn_a_bounded_number_of_times_and_then_warned_about(caplog):
+    model = module(rewards=[ConstantReward()], filter_groups=True, resample=2, objective=GRPO(kl=0.0))
+    calls = []
+    model.rollout.generate, generate = (lambda *a: calls.append(len(a[1])) or generate(*a)), model.rollout.generate
+    run = trainer()
+    run.fit(model, datamodule=data())
+    assert calls == [4, 4, 4]
+    assert "no group has rewards that differ" in caplog.text
+    assert float(run.callback_metrics["update/loss"]) == 0.0
+
+
+def test_filtered_groups_weigh_nothing_and_the_number_of_steps_stays():
+    model = module(rewards=[ConstantReward()], filter_groups=True, objective=GRPO(kl=0.5))
+    run = trainer(max_steps=2)
+    run.fit(model, datamodule=data(batch_size=2))
+    assert run.global_step == 2
+    assert not model.buffer
+
+
+@pytest.mark.parametrize(("how", "counted"), [("keep", True), ("mask", False)])
+def test_truncated_completions_are_handled_as_configured(how, counted, samples):
+    model = module(truncated=how)
+    model.backbone.load()
+    model.objective = GRPO(kl=0.0)
+    prompts = model.backbone.encode(samples)
+    cut = Generation(torch.tensor([5, 6, 7]), torch.zeros(3), truncated=True)
+    model.rollout.generate = lambda *_: [[cut, replace(cut, truncated=False), replace(cut, truncated=False)] for _ in prompts]
+    groups = model.draw_groups(samples, prompts)
+    mask = model._counted(groups, torch.tensor([g.rewards for g in groups]))
+    assert mask[:, 0].all().item() is counted
+    assert mask[:, 1:].all()
+
+
+def test_rewards_are_summed_by_weight_and_kept_by_name(samples):
+    model = module(rewards=[IoUReward(0.9), FormatReward(0.1)])
+    model.backbone.load()
+    prompts = model.backbone.encode(samples[:1])
+    answer = model.backbone.tokenize_answer(model.backbone.right_answer(samples[0]))
+    perfect = Generation(answer, torch.zeros(len(answer)), truncated=False)
+    junk = Generation(answer[:3], torch.zeros(3), truncated=True)
+    model.rollout.generate = lambda *_: [[perfect, junk, junk]]
+    (group,) = model.draw_groups(samples[:1], prompts)
+    assert group.scores["format"] == (1.0, 0.0, 0.0)
+    assert group.scores["iou"][0] > 0.7
+    assert group.rewards[0] == pytest.approx(0.9 * group.scores["iou"][0] + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 1}, "group_size is 1"),
+        ({"sampling": Sampling(5, top_k=10)}, "top_k 10"),
+        ({"sampling": Sampling(5, top_p=0.9)}, "top_p 0.9"),
+        ({"sampling": Sampling(5, temperature=0.0)}, "temperature is 0"),
+        ({"resample": 3}, "filter_groups"),
+        ({"rewards": [IoUReward(), IoUReward()]}, "twice"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        module(**settings)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_weights_load():
+    model = module(micro_batch_size=2)
+    with pytest.raises(ConfigError, match=r"batch_size 4 is not a multiple of .* = 6"):
+        trainer(accumulate_grad_batches=3).fit(model, datamodule=data())
+    assert not model.backbone.loaded
+
+
+def test_split_arithmetic():
+    split = Split(micro=2, accumulate=4, epochs=3)
+    assert split.steps(16) == 24
+    assert split.updates(16) == 6
+    order = split.order(16)
+    assert [sorted(sum(order[i : i + 8], [])) for i in (0, 8, 16)] == [list(range(16))] * 3
+    assert order[:8] != order[8:16]
+
+
+def test_a_half_used_rollout_batch_survives_packing(fixed_rollouts):
+    _, prompts, completions, advantages, mask = fixed_rollouts
+    batches = micro_batches(prompts, completions, advantages, mask, [[0, 1], [2, 3]], [1.0, 1.0], "token", 5, 1, None, None)
+    again = unpack_state(pack_state(batches))
+    assert torch.equal(again[1].prompts[0].ids_P, prompts[2].ids_P)
+    assert again[0].prompts[0].features is None
+    assert torch.equal(again[1].weights_BGT, batches[1].weights_BGT)
+
+
+def test_a_step_that_is_not_finite_is_skipped(caplog):
+    model = module(rewards=[LengthReward()], objective=GRPO(kl=0.0))
+    model.backbone.load()
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    original = model.objective.__class__.__call__
+    model.objective.__class__.__call__ = lambda self, *a: (original(self, *a)[0] * float("nan"), original(self, *a)[1])
+    try:
+        trainer().fit(model, datamodule=data())
+    finally:
+        GRPO.__call__ = original
+    assert "not finite" in caplog.text
+    assert all(torch.equal(before[n], p) for n, p in model.backbone.named_parameters())
+
+
+def test_supervision_lowers_its_loss():
+    torch.manual_seed(0)
+    model = SupervisedModule(FAMILIES["llava"]("toy:llava"), train_vision=True, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3))
+    losses = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            losses.append(float(trainer.callback_metrics["update/loss"]))
+
+    trainer(max_steps=12, callbacks=[Watch()]).fit(model, datamodule=data(batch_size=4, train_size=64))
+    assert losses[-1] < losses[0] - 1
+
+
+def test_clipping_schedule_and_early_stopping_work_as_on_any_module():
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    model = module(rewards=[LengthReward()], warmup_ratio=0.5, schedule="cosine", objective=GRPO(kl=0.0))
+    stop = EarlyStopping("reward/total", mode="max", patience=1, check_on_train_epoch_end=True, stopping_threshold=-1.0)
+    run = trainer(max_steps=-1, max_epochs=3, gradient_clip_val=1e-3, callbacks=[stop])
+    run.fit(model, datamodule=data(batch_size=8))
+    assert run.current_epoch == 0 or run.global_step == 2 * 8, "stopped after the first epoch of 2 rollout batches"
+    assert run.gradient_clip_val == 1e-3
