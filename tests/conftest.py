@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import lightning  # noqa: F401 - its log handler must take hold of the real stderr, not of a test's
 import numpy as np
 import pytest
 import torch

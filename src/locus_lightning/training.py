@@ -158,7 +158,7 @@ class CueModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changed, and every rank's own state."""
         kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint.get("state_dict", {}).items() if k in kept}
         states: list[Any] = [self.rank_state()]
         if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size

@@ -27,7 +27,8 @@ from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.data.source import CueSource
+from locus_lightning.errors import CheckpointError, ConfigError, LocusError
 from locus_lightning.module import LocusModule
 from locus_lightning.supervised import SupervisedModule
 from locus_lightning.training import CueModule
@@ -45,11 +46,13 @@ class ColdStart:
         steps: optimiser steps.
         batch_size: samples a step, on each process.
         learning_rate: peak of AdamW's rate (betas 0.9, 0.98), with warm-up and cosine decay.
+        source: what it is taught on; null: the run's own data.
     """
 
     steps: int
     batch_size: int = 64
     learning_rate: float = 1.5e-3
+    source: CueSource | None = None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -153,7 +156,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     _quiet()
     import_named_plugins(arguments)
-    sys.argv = ["locus", *arguments]
+    sys.argv = [sys.argv[0], *arguments]  # what a strategy that starts processes runs again
     try:
         LocusCLI(
             CueModule,
@@ -172,8 +175,13 @@ def run(arguments: Sequence[str]) -> None:
                 "enable_checkpointing": False,
             },
         )
-    except ArgumentError as error:
-        raise ConfigError(one_sentence(str(error))) from error
+    except (ArgumentError, ValueError) as error:
+        mistake = _mistake_behind(error)
+        if mistake is not None:
+            raise mistake from None
+        if isinstance(error, ArgumentError):
+            raise ConfigError(one_sentence(str(error))) from error
+        raise
 
 
 def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModule, stage: str) -> None:
@@ -191,7 +199,7 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
         model.backbone, model.rollout, model.validation, train_vision=True,
         optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),
     )  # fmt: skip
-    lessons = CueDataModule(data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
+    lessons = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
     L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.num_devices,
@@ -267,6 +275,16 @@ def _last_checkpoint(logger: Any) -> Path:
     return found[-1]
 
 
+def _mistake_behind(error: BaseException) -> LocusError | None:
+    """The user's mistake that the parser met while it built an object, where there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, LocusError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def one_sentence(message: str) -> str:
     """The parser's message without its usage, trees and repetitions."""
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
@@ -288,5 +306,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not torch.cuda.is_available():
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

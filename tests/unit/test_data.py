@@ -122,7 +122,10 @@ def test_nothing_to_open_is_an_error(coco):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["annotations"][7].update(bbox=[300, 10, 40, 20]), r"annotation 12 has bbox \[300, 10, 40, 20\] in an image of 320x240"),
+        (
+            lambda c: c["annotations"][7].update(bbox=[300, 10, 40, 20]),
+            r"annotation 12 has bbox \[300, 10, 40, 20\] in an image of 320x240",
+        ),
         (lambda c: c["annotations"][7].update(bbox=[30, 10, 0, 20]), "annotation 12"),
         (lambda c: c.pop("images"), "COCO's detection format"),
         (lambda c: c["annotations"][3].pop("bbox"), "bbox"),

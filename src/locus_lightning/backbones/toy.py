@@ -37,8 +37,11 @@ def save_toy_checkpoint(family: str, folder: Path) -> Path:
     """
     if family not in _FAMILIES:
         raise CheckpointError(f"there is no toy checkpoint {PREFIX}{family}; choose from {', '.join(PREFIX + f for f in _FAMILIES)}.")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a toy is written and read in a blink
     model, processor = _FAMILIES[family]()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, is_main_process=True)  # every process of a distributed run writes its own
     processor.save_pretrained(folder)
     return folder
 

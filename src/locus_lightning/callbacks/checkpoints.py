@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -73,6 +74,8 @@ class Checkpoints(L.Callback):
         beside = path.with_name("writing.ckpt")
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
+            if path.is_dir():  # strategies that shard write folders
+                shutil.rmtree(path)
             os.replace(beside, path)
         self._saved_step = trainer.global_step
 

@@ -19,9 +19,10 @@ class ObjectCues(CueSampler):
     Args:
         mix: see :class:`CueSampler`; the paper's 70 : 30 by default.
         min_side: see :class:`CueSampler`.
-        padding: (low, high) of U for the margin of a tiny cue, a fraction of the box's width and height on every
-            side; one draw a sample (our decision 3). Other sizes get none.
-        scale: (low, high) of U for the resizing of a tiny cue.
+        padding: (low, high) of U for the margin of a cue, a fraction of the box's width and height on every side; one
+            draw a sample (our decision 3).
+        scale: (low, high) of U for the resizing of a cue.
+        augmented: size bins of objects that get padding and scaling; null: tiny ones only, as in the paper.
         scale_target: ``cue`` resizes the cue image after cropping (our decision 2), ``box`` resizes the window about its
             centre before it is clipped.
     """
@@ -33,6 +34,7 @@ class ObjectCues(CueSampler):
         padding: tuple[float, float] = (0.0, 0.1),
         scale: tuple[float, float] = (0.8, 2.0),
         scale_target: Literal["cue", "box"] = "cue",
+        augmented: list[SizeBin] | None = None,
     ) -> None:
         super().__init__(mix, min_side)
         if not 0 <= padding[0] <= padding[1]:
@@ -40,6 +42,7 @@ class ObjectCues(CueSampler):
         if not 0 < scale[0] <= scale[1]:
             raise ConfigError(f"ObjectCues.scale is {scale}; give a low and a high factor, 0 < low <= high.")
         self.padding, self.scale, self.scale_target = padding, scale, scale_target
+        self.augmented = ["tiny"] if augmented is None else augmented
 
     def sample(self, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow] | None:
         """One window an object, where the object is large enough and its size bin is wanted."""
@@ -48,9 +51,9 @@ class ObjectCues(CueSampler):
 
     def _window(self, image_size: Size, found: SceneObject, rng: np.random.Generator) -> CueWindow | None:
         padding, scale = float(rng.uniform(*self.padding)), float(rng.uniform(*self.scale))
-        is_tiny = size_bin(found.box, image_size) == "tiny"
+        augment = size_bin(found.box, image_size) in self.augmented
         box = found.box
-        if is_tiny:
+        if augment:
             factor = (1 + 2 * padding) * (scale if self.scale_target == "box" else 1.0)
             box = _about_centre(box, factor)
         window = self.integer_window(box, image_size)
@@ -59,7 +62,7 @@ class ObjectCues(CueSampler):
         return CueWindow(
             box=window,
             size_bin=size_bin(window, image_size),
-            scale=scale if is_tiny and self.scale_target == "cue" else 1.0,
+            scale=scale if augment and self.scale_target == "cue" else 1.0,
             object_box=found.box,
             label=found.label,
             object_id=found.id,

@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
-from locus_lightning.data.sampler import PacedLoader, ResumableSampler
+from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
 from locus_lightning.data.source import CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample
@@ -58,12 +59,12 @@ class CueDataModule(L.LightningDataModule):
         sampler = ResumableSampler(len(self.datasets["train"]), self.batch_size, self.seed, self._rank(), self._world())
         return PacedLoader(self._loader("train", sampler), sampler, steps, self._epoch, self._consumed)
 
-    def val_dataloader(self) -> DataLoader[CueSample]:
+    def val_dataloader(self) -> FixedLoader:
         """Held-out samples in their own order, each once."""
         sampler = ResumableSampler(
             len(self.datasets["val"]), self.val_batch_size, self.seed, self._rank(), self._world(), shuffle=False, drop_last=False
         )
-        return self._loader("val", sampler)
+        return FixedLoader(self._loader("val", sampler))
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -74,7 +75,7 @@ class CueDataModule(L.LightningDataModule):
             batch_sampler=sampler,
             collate_fn=list,
             num_workers=self.num_workers,
-            persistent_workers=False,
+            generator=torch.Generator(),  # not the global one: iterating must not disturb rollouts
         )
 
     def _rank(self) -> int:

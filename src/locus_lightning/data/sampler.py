@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,25 @@ class ResumableSampler(Sampler[list[CueKey]]):
         for b in range(self.start, len(self)):
             mine = order[b * wide : (b + 1) * wide][self.rank :: self.world_size]
             yield [CueKey(self.epoch, int(i)) for i in mine]
+
+
+class FixedLoader:
+    """Batches of held-out samples: the same ones always, whatever epoch the trainer is in.
+
+    Args:
+        loader: the loader of batches. Hidden from the trainer, which would set its sampler's epoch, or rebuild it.
+    """
+
+    def __init__(self, loader: Sized) -> None:
+        self._loader: Any = loader
+
+    def __len__(self) -> int:
+        """Batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """All batches, in order."""
+        return iter(self._loader)
 
 
 class PacedLoader:

@@ -1,0 +1,98 @@
+"""Write docs/configuration.md from signatures and docstrings: ``python docs/make_reference.py``; ``--check`` compares only."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+
+from locus_lightning.backbones.base import CuePrompt
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.llava import LlavaBackbone
+from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
+from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
+from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.pictures import CuePictures
+from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.cue_samplers.random_crop import RandomCropCues
+from locus_lightning.data.coco import CocoCues
+from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.scenes import SceneCues
+from locus_lightning.module import LocusModule
+from locus_lightning.objectives.grpo import GRPO
+from locus_lightning.rewards.format import FormatReward
+from locus_lightning.rewards.iou import IoUReward
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.supervised import SupervisedModule
+from locus_lightning.training_cli import ColdStart
+
+TARGET = Path(__file__).with_name("configuration.md")
+SECTIONS: list[tuple[str, str, list[type]]] = [
+    ("model", "`class_path: LocusModule` or `SupervisedModule`, with `init_args`.", [LocusModule, SupervisedModule]),
+    ("model.init_args.backbone", "By class name; every family takes the arguments of `HFBackbone` too.",
+     [HFBackbone, LlavaBackbone, LlavaOnevisionBackbone, Qwen2_5_VLBackbone]),
+    ("model.init_args.backbone.init_args.lora, .prompt", "", [LoRA, CuePrompt]),
+    ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward]),
+    ("model.init_args.objective", "", [GRPO]),
+    ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, Sampling]),
+    ("data", "", [CueDataModule]),
+    ("data.source", "By class name.", [CocoCues, SceneCues]),
+    ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues]),
+    ("cold_start", "Beside `model` and `data`; null for none.", [ColdStart]),
+    ("checkpoints, pictures", "Beside `model` and `data`.", [Checkpoints, CuePictures]),
+]  # fmt: skip
+HEAD = """# Configuration reference
+
+Made from the code by `docs/make_reference.py`. `trainer` takes the arguments of Lightning's `Trainer`, with these defaults of our
+own: `num_sanity_val_steps: -1` (validate before training), `check_val_every_n_epoch: null` (so `val_check_interval` counts
+micro-steps), `log_every_n_steps: 1`, `enable_checkpointing: false` (`checkpoints` does it). `seed_everything` is 0.
+"""
+
+
+def arguments_of(cls: type) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, meaning) of what a class's constructor takes."""
+    documented = {p.arg_name: p.description or "" for p in docstring_parser.parse(cls.__doc__ or "").params}
+    rows = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        default = "required" if parameter.default is inspect.Parameter.empty else show(parameter.default)
+        rows.append((name, str(parameter.annotation).replace("|", "\\|"), default, " ".join(documented.get(name, "").split())))
+    return rows
+
+
+def show(value: Any) -> str:
+    """A default as a YAML would hold it."""
+    if callable(value) and not isinstance(value, type):
+        source = inspect.getsource(value).strip().rstrip(",")
+        return f"`{source.split('lambda p: ', 1)[-1]}`"
+    return {None: "`null`", True: "`true`", False: "`false`"}.get(value if isinstance(value, bool | None) else "", f"`{value!r}`")
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for key, note, classes in SECTIONS:
+        lines += [f"## {key}", "", *([note, ""] if note else [])]
+        for cls in classes:
+            summary = docstring_parser.parse(cls.__doc__ or "").short_description or ""
+            lines += [f"### {cls.__name__}", "", summary, ""]
+            rows = arguments_of(cls)
+            if rows:
+                lines += ["| argument | type | default | meaning |", "|---|---|---|---|"]
+                lines += [f"| `{name}` | `{kind}` | {default} | {meaning} |" for name, kind, default, meaning in rows]
+                lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(
+            0 if TARGET.read_text() == page() else "docs/configuration.md is not what the code says: run python docs/make_reference.py"
+        )
+    TARGET.write_text(page())

@@ -1,0 +1,322 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.integration.conftest import ROOT, small
+
+CONFIGS = sorted((ROOT / "tests" / "configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SCENES = ROOT / "tests" / "configs" / "scenes_llava.yaml"
+TINY = ROOT / "configs" / "tiny.yaml"
+
+
+def run_folder(root: Path) -> Path:
+    return sorted(root.rglob("summary.json"))[-1].parent
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_test_config_fits_from_start_to_summary(locus, tmp_path, config):
+    status, out, err = locus("fit", "--config", config)
+    assert status == 0, err
+    folder = run_folder(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert {"iou_before", "iou_after", "floor", "seed", "seconds", "versions"} <= summary.keys()
+    assert summary["iou_before"] is not None
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert list((folder / "model").glob("*.safetensors"))
+    assert list(folder.glob("events.out.tfevents*"))
+    assert "mean IoU" in out
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_config_parses_and_opens_with_its_command(locus, config):
+    status, out, err = locus("fit", "--config", config, "--print_config")
+    assert status == 0, err
+    assert yaml.safe_load(out)["model"]["class_path"].startswith("locus_lightning.")
+    header = config.read_text().split("seed_everything")[0]
+    assert "locus fit --config configs/" in header
+    assert all(word in header for word in ("needs", "gives"))
+
+
+def test_the_embedded_default_runs_end_to_end(locus, tmp_path):
+    status, out, err = locus(
+        "fit",
+        "--config",
+        TINY,
+        *small(**{"cold_start.steps": 2, "cold_start.batch_size": 2, "data.batch_size": 4, "model.micro_batch_size": 4}),
+        "--model.sampling.max_new_tokens=4",
+        "--data.source.init_args.val_size=2",
+    )
+    assert status == 0, err
+    summary = json.loads((run_folder(tmp_path) / "summary.json").read_text())
+    assert summary["seconds"].keys() >= {"cold start", "rollout", "update", "validation"}
+
+
+def test_llava_config_runs_on_a_cpu_with_paths_and_step_counts_overridden(locus, tmp_path, toy_folder, coco_folder):
+    status, _, err = locus(
+        "fit",
+        "--config",
+        ROOT / "configs" / "llava.yaml",
+        f"--model.backbone.checkpoint={toy_folder('llava_onevision')}",
+        f"--data.source.annotations={coco_folder / 'instances.json'}",
+        f"--data.source.images={coco_folder / 'images'}",
+        *small(**{"model.sampling.max_new_tokens": 4, "data.batch_size": 8}),
+    )
+    assert status == 0, err
+    assert (run_folder(tmp_path) / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_qwen_config_runs_on_a_cpu_alike(locus, tmp_path, toy_folder, coco_folder):
+    status, _, err = locus(
+        "fit",
+        "--config",
+        ROOT / "configs" / "qwen2_5_vl.yaml",
+        f"--model.backbone.checkpoint={toy_folder('qwen2_5_vl')}",
+        f"--data.source.annotations={coco_folder / 'instances.json'}",
+        f"--data.source.images={coco_folder / 'images'}",
+        *small(
+            **{
+                "model.sampling.max_new_tokens": 4,
+                "data.batch_size": 8,
+                "trainer.accumulate_grad_batches": 8,
+                "model.backbone.max_pixels": 12544,
+            }
+        ),
+    )
+    assert status == 0, err
+    assert (run_folder(tmp_path) / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_validate_test_and_predict_read_a_run(locus, tmp_path):
+    assert locus("fit", "--config", SCENES)[0] == 0
+    status, out, _ = locus("validate", "--config", SCENES, "--ckpt_path", "last")
+    assert status == 0
+    assert "ACC@0.75" in out
+    assert "best trivial box" in out
+    assert locus("test", "--config", SCENES, "--ckpt_path", "last")[0] == 0
+    status, out, _ = locus("predict", "--config", SCENES, "--ckpt_path", "last")
+    assert status == 0
+    records = [json.loads(line) for line in Path(out.split("answers: ")[1].strip()).read_text().splitlines()]
+    assert len(records) == 2
+    assert {"id", "text", "box", "true_box", "iou", "size_bin"} <= records[0].keys()
+
+
+def test_a_saved_config_runs_again_with_full_class_paths(locus, tmp_path):
+    assert locus("fit", "--config", SCENES)[0] == 0
+    saved = run_folder(tmp_path) / "config.yaml"
+    assert "locus_lightning.rewards.iou.IoUReward" in saved.read_text()
+    assert locus("fit", "--config", saved)[0] == 0
+
+
+def test_the_example_plugin_is_named_by_its_class(locus, tmp_path):
+    pytest.importorskip("locus_reward_giou")
+    status, _, err = locus("fit", "--config", SCENES, '--model.rewards=[{"class_path": "GIoUReward"}, {"class_path": "FormatReward"}]')
+    assert status == 0, err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder(tmp_path)))
+    events.Reload()
+    assert {"reward/giou", "reward/format", "reward/total"} <= set(events.Tags()["scalars"])
+
+
+def test_what_is_logged(locus, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert locus("fit", "--config", SCENES)[0] == 0
+    events = EventAccumulator(str(run_folder(tmp_path)))
+    events.Reload()
+    tags = events.Tags()
+    expected = """reward/iou reward/format reward/total reward/std_in_group reward/constant_groups rollout/iou rollout/iou_q10
+    rollout/iou_q50 rollout/iou_q90 rollout/acc0.5 rollout/floor rollout/parse_rate rollout/area_ratio rollout/length rollout/truncated
+    update/loss update/clip_low update/clip_high update/dual_clip update/ratio_max update/ratio_min update/kl update/entropy
+    update/grad_norm update/lr speed/tokens_per_s speed/rollout_s speed/score_s speed/reference_s speed/update_s val/iou val/acc0.5
+    val/acc0.75 val/floor val/parse_rate""".split()
+    assert set(expected) <= set(tags["scalars"])
+    assert "cues" in tags["images"]
+    assert any(tag.startswith("completions") for tag in tags["tensors"])
+    assert [e.step for e in events.Scalars("val/iou")][0] == 0, "before training"
+
+
+# ---- mistakes: one clear sentence, exit status 2, before weights are loaded ------------------------------------------------
+
+
+def broken(tmp_path, change):
+    content = yaml.safe_load(SCENES.read_text())
+    change(content)
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def model(content):
+    return content["model"]["init_args"]
+
+
+MISTAKES = {
+    "wrong checkpoint": (lambda c: model(c)["backbone"]["init_args"].update(checkpoint="./nowhere"), "no folder here"),
+    "unknown reward": (lambda c: model(c)["rewards"][0].update(class_path="IoURewrd"), "did you mean 'IoUReward'"),
+    "unknown backbone": (lambda c: model(c)["backbone"].update(class_path="LavaBackbone"), "did you mean 'LlavaBackbone'"),
+    "typo in a key": (lambda c: model(c).update(group_sise=4), "group_sise"),
+    "typo at the top": (lambda c: c.update(modle={"group_size": 2}), "modle"),
+    "wrong type": (lambda c: model(c).update(group_size="many"), "group_size"),
+    "G = 1": (lambda c: model(c).update(group_size=1), "group_size is 1"),
+    "top-k with ratios": (lambda c: model(c)["sampling"].update(top_k=5), "top_k 5"),
+    "batch does not divide": (lambda c: c["data"].update(batch_size=3), "not a multiple"),
+    "more than there is": (lambda c: c["data"].update(batch_size=64), "only 8 training samples"),
+    "clip bounds": (lambda c: model(c)["objective"]["init_args"].update(clip_low=2.0), "clip_low"),
+    "no annotations": (
+        lambda c: c["data"].update(source={"class_path": "CocoCues", "init_args": {"annotations": "no.json", "images": "."}}),
+        "no.json does not exist",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_before_weights_load(locus, tmp_path, mistake, monkeypatch):
+    change, message = MISTAKES[mistake]
+    monkeypatch.setattr("locus_lightning.backbones.loading.load_model", lambda *a: pytest.fail("weights were loaded"))
+    status, out, err = locus("fit", "--config", broken(tmp_path, change))
+    assert status == 2
+    sentences = [line for line in err.splitlines() if line.startswith("locus: ")]
+    assert len(sentences) == 1
+    assert message in sentences[0]
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_box_outside_its_image_is_named(locus, tmp_path, coco_folder):
+    content = json.loads((coco_folder / "instances.json").read_text())
+    content["annotations"][4]["bbox"] = [300, 10, 40, 40]
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    source = {"class_path": "CocoCues", "init_args": {"annotations": str(tmp_path / "bad.json"), "images": str(coco_folder / "images")}}
+    status, _, err = locus("fit", "--config", broken(tmp_path, lambda c: c["data"].update(source=source)))
+    assert status == 2
+    assert "annotation 10 has bbox [300, 10, 40, 40] in an image of 320x240" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fitt"], "there is no command 'fitt'"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["fit", "--config", str(SCENES), "--ckpt_path", "last"], "no run under"),
+        (["fit", "--config", str(SCENES), "--ckpt_path", "gone.ckpt"], "gone.ckpt does not exist"),
+        (["fit", "--config", str(SCENES), "--model.backbone=Lava"], "no backbones plugin is called 'Lava'"),
+        (["toy", "lava", "somewhere"], "toy:llava"),
+    ],
+)
+def test_mistakes_on_the_command_line(locus, arguments, message):
+    status, _, err = locus(*arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_yaml_that_is_no_yaml(locus, tmp_path):
+    (tmp_path / "x.yaml").write_text("model: [1,\ntrainer: 3")
+    status, _, err = locus("fit", "--config", tmp_path / "x.yaml")
+    assert status == 2
+    assert "is not valid YAML" in err
+
+
+# ---- light commands ------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_without_importing_torch():
+    code = (
+        "import sys; from locus_lightning.cli import main\n"
+        "try: main(['plugins', '--json'])\nexcept SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {row["name"]: row for row in json.loads(done.stdout)}
+    assert {"IoUReward", "FormatReward", "ObjectCues", "RandomCropCues", "LlavaBackbone", "Qwen2_5_VLBackbone"} <= names.keys()
+
+
+def test_help_and_version(locus):
+    status, out, _ = locus("--help")
+    assert status == 0
+    assert "locus fit --config configs/tiny.yaml" in out
+    assert locus("--version")[1].startswith("locus-lightning ")
+
+
+def test_toy_writes_a_checkpoint_that_loads(locus, tmp_path):
+    assert locus("toy", "qwen2_5_vl", tmp_path / "toy")[0] == 0
+    assert (tmp_path / "toy" / "model.safetensors").is_file()
+    status, _, err = locus("toy", "qwen2_5_vl", tmp_path / "toy")
+    assert status == 2
+    assert "not empty" in err
+
+
+# ---- stopping and going on -----------------------------------------------------------------------------------------------
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_ten_steps_equal_five_and_five(locus, tmp_path):
+    """Resume in the middle of an epoch and of a rollout batch: data, generators, optimiser and buffer go on."""
+    options = ["--model.init_args.epochs=3", "--data.source.init_args.train_size=20", "--trainer.num_sanity_val_steps=0"]
+    options += ["--checkpoints.every_n_steps=0", "--trainer.limit_val_batches=0", "--model.init_args.warmup_ratio=0.0"]
+    status, _, err = locus("fit", "--config", SCENES, *options, "--trainer.max_steps=10", "--trainer.logger.init_args.name=whole")
+    assert status == 0, err
+    for steps in (5, 10):
+        resume = ["--ckpt_path=last"] if steps == 10 else []
+        status, _, err = locus(
+            "fit", "--config", SCENES, *options, f"--trainer.max_steps={steps}", "--trainer.logger.init_args.name=parts", *resume
+        )
+        assert status == 0, err
+    whole, parts = (weights(tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    different = [name for name in whole if not torch.equal(whole[name], parts[name])]
+    assert not different
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_finishes_the_step_saves_and_goes_on(locus_process, locus, tmp_path):
+    process = locus_process(
+        *("fit", "--config", SCENES, "--trainer.max_steps=4000", "--trainer.num_sanity_val_steps=0", "--checkpoints.every_n_steps=1")
+    )
+    deadline = time.time() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "continue with" in out
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    reached = torch.load(checkpoint, weights_only=True)["global_step"]
+    status, _, err = locus("fit", "--config", SCENES, f"--trainer.max_steps={reached + 2}", "--ckpt_path=last")
+    assert status == 0, err
+    assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["steps"] == reached + 2
+    assert checkpoint.parent.parent == run_folder(tmp_path), "the same run folder"
+
+
+def test_two_processes_hold_the_same_weights(locus_process, tmp_path):
+    process = locus_process(
+        "fit",
+        "--config",
+        SCENES,
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.limit_val_batches=0",
+    )
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    state = torch.load(next(iter(tmp_path.rglob("last.ckpt"))), weights_only=True)
+    assert len(state["locus"]["ranks"]) == 2
+    assert not torch.equal(*(rank["torch"] for rank in state["locus"]["ranks"])), "each rank samples for itself"
