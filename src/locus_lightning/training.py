@@ -177,6 +177,11 @@ class CueModule(L.LightningModule):
         self.before = dict(own["before"])
         self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
 
+    def on_train_start(self) -> None:
+        """Processes start from the same weights and draw different rollouts."""
+        if self.trainer.world_size > 1 and self._rng is None:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """After a resume: take the rank's state back, once."""
         if self._rng is not None:

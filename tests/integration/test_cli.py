@@ -52,7 +52,7 @@ def test_every_shipped_config_parses_and_opens_with_its_command(locus, config):
 
 
 def test_the_embedded_default_runs_end_to_end(locus, tmp_path):
-    status, out, err = locus(
+    status, _, err = locus(
         "fit",
         "--config",
         TINY,
@@ -147,7 +147,7 @@ def test_what_is_logged(locus, tmp_path):
     assert set(expected) <= set(tags["scalars"])
     assert "cues" in tags["images"]
     assert any(tag.startswith("completions") for tag in tags["tensors"])
-    assert [e.step for e in events.Scalars("val/iou")][0] == 0, "before training"
+    assert events.Scalars("val/iou")[0].step == 0, "before training"
 
 
 # ---- mistakes: one clear sentence, exit status 2, before weights are loaded ------------------------------------------------

@@ -208,7 +208,7 @@ def test_full_fine_tuning_shares_the_frozen_tower_with_its_reference(make_backbo
 def test_nf4_reaches_the_language_model_only_and_trains(make_backbone, family):
     backbone = make_backbone(family, quantize="nf4", lora=LoRA(rank=4), dtype="bfloat16")
     names = loading.quantised_linears(backbone.hf)
-    linears = [n for n in loading._language_linears(backbone.hf)]
+    linears = loading._language_linears(backbone.hf)
     assert names
     assert all("language_model" in n for n in names)
     assert not any("vision" in n or "visual" in n or "lm_head" in n for n in names)

@@ -42,7 +42,7 @@ def test_the_window_covers_the_object_and_the_padding_is_at_most_a_tenth():
     box = (300.0, 200.0, 330.0, 220.0)
     for seed in range(30):
         (window,) = ObjectCues(ALL).sample((640, 480), [SceneObject(box)], rng(seed))
-        x1, y1, x2, y2 = window.box
+        x1, _, x2, y2 = window.box
         assert x1 <= 300
         assert x2 >= 330
         assert x1 >= 300 - 3 - 1

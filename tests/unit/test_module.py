@@ -232,7 +232,7 @@ def test_split_arithmetic():
     assert split.steps(16) == 24
     assert split.updates(16) == 6
     order = split.order(16)
-    assert [sorted(sum(order[i : i + 8], [])) for i in (0, 8, 16)] == [list(range(16))] * 3
+    assert [sorted(b for micro in order[i : i + 8] for b in micro) for i in (0, 8, 16)] == [list(range(16))] * 3
     assert order[:8] != order[8:16]
 
 

@@ -37,11 +37,16 @@ def save_toy_checkpoint(family: str, folder: Path) -> Path:
     """
     if family not in _FAMILIES:
         raise CheckpointError(f"there is no toy checkpoint {PREFIX}{family}; choose from {', '.join(PREFIX + f for f in _FAMILIES)}.")
+    from safetensors.torch import save_model
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # a toy is written and read in a blink
     model, processor = _FAMILIES[family]()
-    model.save_pretrained(folder, is_main_process=True)  # every process of a distributed run writes its own
+    # not model.save_pretrained: in a distributed run it writes on the first process only
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_model(model, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
     processor.save_pretrained(folder)
     return folder
 
@@ -69,11 +74,14 @@ def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
 
-def _llama_text(vocab: int) -> Any:
+def _llama_text(tokenizer: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=vocab,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
         hidden_size=HID,
         intermediate_size=HID * 8 // 3,
         num_hidden_layers=TL,
@@ -101,12 +109,11 @@ def _llava() -> tuple[Any, Any]:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=_llama_text(len(tokenizer)),
+        text_config=_llama_text(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
-    config.text_config.eos_token_id, config.text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     images = CLIPImageProcessor(size={"shortest_edge": IMG}, crop_size={"height": IMG, "width": IMG})
     processor = LlavaProcessor(images, tokenizer, PATCH, "default", chat_template=_TURNS, num_additional_image_tokens=1)
     return LlavaForConditionalGeneration(config), processor
