@@ -17,6 +17,7 @@ from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
+from locus_lightning.cold_start import ColdStart
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
 from locus_lightning.data.coco import CocoCues
@@ -29,7 +30,6 @@ from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.supervised import SupervisedModule
-from locus_lightning.training_cli import ColdStart
 
 TARGET = Path(__file__).with_name("configuration.md")
 SECTIONS: list[tuple[str, str, list[type]]] = [

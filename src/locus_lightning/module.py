@@ -18,6 +18,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.collection import MicroBatch, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import constant_groups, weight_total
+from locus_lightning.objectives.base import Objective
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.base import Reward
 from locus_lightning.rewards.format import FormatReward
@@ -38,7 +39,7 @@ class LocusModule(CueModule):
     Args:
         backbone: the model.
         rewards: their weighted sum is optimised; null: 0.9 IoU + 0.1 format (paper section 2).
-        objective: advantages and loss.
+        objective: advantages and loss; null: GRPO as the paper ran it.
         rollout: how completions are drawn.
         sampling: of the rollouts. Top-p and top-k are refused: their log-probabilities would not be the policy's.
         validation: of the held-out answers; null: greedy, as many tokens as ``sampling``.
@@ -57,7 +58,7 @@ class LocusModule(CueModule):
         self,
         backbone: Backbone,
         rewards: list[Reward] | None = None,
-        objective: GRPO | None = None,
+        objective: Objective | None = None,
         rollout: RolloutEngine | None = None,
         sampling: Sampling | None = None,
         validation: Sampling | None = None,
@@ -75,7 +76,7 @@ class LocusModule(CueModule):
         validation = validation or Sampling(self.sampling.max_new_tokens, temperature=0.0)
         super().__init__(backbone, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
         self.rewards: list[Reward] = rewards or [IoUReward(), FormatReward()]
-        self.objective = objective or GRPO()
+        self.objective: Objective = objective or GRPO()
         self.group_size, self.micro_batch_size, self.epochs = group_size, micro_batch_size, epochs
         self.filter_groups, self.resample, self.truncated = filter_groups, resample, truncated
         self._check_settings()
@@ -231,7 +232,6 @@ class LocusModule(CueModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """See :meth:`CueModule.on_train_batch_start`; also starts the clock of the update."""
         super().on_train_batch_start(batch, batch_idx)
-        self.buffer = deque(collection.to_device(micro, self.device) for micro in self.buffer) if batch_idx == 0 else self.buffer
         if batch:
             self.seconds.clear()
         self._started = perf_counter()

@@ -170,7 +170,7 @@ class CueModule(L.LightningModule):
         own = checkpoint.get("locus")
         if own is None:
             raise CheckpointError("the checkpoint was not written by locus (it holds no `locus` entry); give one from a run folder.")
-        if len(own["ranks"]) != self.trainer.world_size and self.trainer.training:
+        if len(own["ranks"]) != self.trainer.world_size and self.trainer.state.fn == "fit":
             raise CheckpointError(
                 f"the checkpoint comes from {len(own['ranks'])} process(es) and this run has {self.trainer.world_size}; continue with as many."
             )

@@ -7,52 +7,30 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import locus_lightning.data.coco
 import locus_lightning.data.scenes  # noqa: F401 - so that their class names are known to the parser
-from locus_lightning import plugins
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters
+from locus_lightning.cold_start import ColdStart, cold_start
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.source import CueSource
 from locus_lightning.errors import CheckpointError, ConfigError, LocusError
 from locus_lightning.module import LocusModule
-from locus_lightning.supervised import SupervisedModule
+from locus_lightning.naming import import_named_plugins
 from locus_lightning.training import CueModule
 
 log = logging.getLogger("locus_lightning")
-
-_KIND_OF_KEY: dict[str, plugins.Kind] = {"backbone": "backbones", "rewards": "rewards", "cue_sampler": "cue_samplers"}
-
-
-@dataclass(frozen=True)
-class ColdStart:
-    """A short supervised stage before reinforcement, through the same data and backbone; it trains the vision side too.
-
-    Args:
-        steps: optimiser steps.
-        batch_size: samples a step, on each process.
-        learning_rate: peak of AdamW's rate (betas 0.9, 0.98), with warm-up and cosine decay.
-        source: what it is taught on; null: the run's own data.
-    """
-
-    steps: int
-    batch_size: int = 64
-    learning_rate: float = 1.5e-3
-    source: CueSource | None = None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -95,6 +73,10 @@ class LocusCLI(LightningCLI):
         self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
         check_before_loading(self.trainer, self.model, self.datamodule, "fit")
         cold: ColdStart | None = self.config_init["fit"].get("cold_start")
+        if cold and self.trainer.world_size > 1:
+            raise ConfigError(
+                "cold_start runs on one process; set trainer.devices to 1, or cold_start to null and start from a checkpoint."
+            )
         if cold and isinstance(self.model, LocusModule) and not self.config["fit"].get("ckpt_path"):
             started = perf_counter()
             cold_start(cold, self.model, self.datamodule, self.trainer)
@@ -190,79 +172,6 @@ def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModu
     trainer.datamodule = data  # type: ignore[attr-defined]
     model.setup(stage)
     data.setup(stage)
-
-
-def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer: L.Trainer) -> None:
-    """Train ``model``'s backbone on right answers with a trainer of its own."""
-    rate = cold.learning_rate
-    teacher = SupervisedModule(
-        model.backbone, model.rollout, model.validation, train_vision=True,
-        optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),
-    )  # fmt: skip
-    lessons = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
-    L.Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.num_devices,
-        max_steps=cold.steps,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        enable_progress_bar=trainer.progress_bar_callback is not None,
-    ).fit(teacher, datamodule=lessons)
-
-
-def import_named_plugins(arguments: Sequence[str]) -> None:
-    """Import the plugins that YAML files and options name by bare class name, so that the parser knows them.
-
-    Raises:
-        ConfigError: a configuration file is missing or is not YAML.
-        PluginError: a name is unknown, claimed twice, or fails to import.
-    """
-    for path in _config_files(arguments):
-        if not path.is_file():
-            raise ConfigError(f"the configuration file {path} does not exist.")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as cause:
-            mark = getattr(cause, "problem_mark", None)
-            where = f" (line {mark.line + 1})" if mark else ""
-            raise ConfigError(f"{path}{where} is not valid YAML: {getattr(cause, 'problem', cause)}.") from cause
-        for kind, name in _names("", content):
-            plugins.load(kind, name)
-    for key, value in _options(arguments):
-        found = _KIND_OF_KEY.get(key.rstrip("+").rsplit(".", 1)[-1])
-        if found and re.fullmatch(r"[A-Za-z_]\w*", value) and value not in ("null", "None"):
-            plugins.load(found, value)
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for i, argument in enumerate(arguments):
-        if argument.startswith("-") and "=" in argument:
-            key, _, value = argument.partition("=")
-            yield key.lstrip("-"), value
-        elif argument.startswith("-") and i + 1 < len(arguments):
-            yield argument.lstrip("-"), arguments[i + 1]
-
-
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    return [Path(value).expanduser() for key, value in _options(arguments) if key in ("config", "c")]
-
-
-def _names(key: str, value: Any) -> Iterator[tuple[plugins.Kind, str]]:
-    """(kind, bare class name) wherever a YAML names a plugin."""
-    kind = _KIND_OF_KEY.get(key)
-    if isinstance(value, list):
-        for item in value:
-            yield from _names(key, item)
-    elif isinstance(value, dict):
-        if kind and isinstance(value.get("class_path"), str) and "." not in value["class_path"]:
-            yield kind, value["class_path"]
-        for inner, content in value.items():
-            yield from _names(str(inner), content)
-    elif kind and isinstance(value, str) and "." not in value:
-        yield kind, value
 
 
 def _last_checkpoint(logger: Any) -> Path:

@@ -288,3 +288,19 @@ def test_save_and_load_round_trip(make_backbone, family, tmp_path):
     after, _ = again.logps(again.encode([make_sample()]), answer)
     assert torch.allclose(before, after, atol=1e-6)
     assert list((tmp_path / "model").glob("*.safetensors"))
+
+
+def test_draw_follows_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, 2.0, float("-inf")])
+    tokens, logps = draw(logits.expand(20_000, 4), Sampling())
+    shares = torch.bincount(tokens, minlength=4) / len(tokens)
+    assert torch.allclose(shares, logits.softmax(0), atol=0.015)
+    assert torch.allclose(logps, logits.log_softmax(0)[tokens])
+
+
+def test_top_k_and_top_p_keep_what_they_say():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, 4)
+    assert draw(logits, Sampling(top_k=2))[0].max() == 1
+    assert draw(logits, Sampling(top_p=0.6))[0].max() == 0
+    assert (draw(logits, Sampling(temperature=0.0))[0] == 0).all()

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import Reduction, Scale, group_advantages
+from locus_lightning.objectives.base import Objective
 from locus_lightning.objectives.kl import Estimator, kl_estimate
 from locus_lightning.objectives.policy_loss import Level, cispo_loss, clipped_loss, log_ratio
 
 
-class GRPO:
-    """Tensors in, loss and named statistics out.
+class GRPO(Objective):
+    """Group relative policy optimisation (DeepSeekMath 2024).
 
     The defaults are the paper's run (its framework EasyR1's defaults where the paper is silent, PAPER section 3). Variants:
 
@@ -62,7 +63,7 @@ class GRPO:
         self.surrogate, self.level, self.kl, self.kl_estimator = surrogate, level, kl, kl_estimator
 
     def advantages(self, rewards_BG: Tensor) -> Tensor:
-        """See :func:`group_advantages`."""
+        """See :meth:`Objective.advantages` and :func:`group_advantages`."""
         return group_advantages(rewards_BG, self.scale, std_floor=self.std_floor)
 
     def __call__(
@@ -74,16 +75,7 @@ class GRPO:
         weights_BGT: Tensor,
         mask_BGT: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a micro-batch and what to log about it.
-
-        Args:
-            logps_BGT: log-probabilities under the policy, with gradient.
-            old_BGT: under the policy that sampled.
-            reference_BGT: under the reference model, or None when ``kl`` is 0.
-            advantages_BG: group-relative advantages.
-            weights_BGT: share of each token in the loss, zero where it does not count; set at collection.
-            mask_BGT: True at tokens of completions.
-        """
+        """See :meth:`Objective.__call__`."""
         logps_BGT, mask_BGT = logps_BGT.float(), mask_BGT.float()
         ratio_BGT = log_ratio(logps_BGT, old_BGT.float(), mask_BGT, self.level)
         if self.surrogate == "cispo":

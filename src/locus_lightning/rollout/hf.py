@@ -97,5 +97,6 @@ def draw(logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
             logits_RV = TopKLogitsWarper(sampling.top_k)(None, logits_RV)
         if sampling.top_p < 1:
             logits_RV = TopPLogitsWarper(sampling.top_p)(None, logits_RV)
-        token_R = torch.multinomial(logits_RV.softmax(dim=-1), 1)[:, 0]
+        # the first arrival of exponential clocks that run at each token's probability: multinomial, several times faster on CPUs
+        token_R = (logits_RV.softmax(dim=-1) / torch.empty_like(logits_RV).exponential_()).argmax(dim=-1)
     return token_R, logps_RV.gather(-1, token_R[:, None])[:, 0]

@@ -1,0 +1,44 @@
+"""The objective contract."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from locus_lightning.objectives.advantages import Reduction
+
+
+class Objective(ABC):
+    """Tensors in, loss and named statistics out; no other state than its settings.
+
+    ``kl`` above 0 asks for log-probabilities of the reference model; ``reduction`` says how tokens are weighted.
+    """
+
+    kl: float
+    reduction: Reduction
+
+    @abstractmethod
+    def advantages(self, rewards_BG: Tensor) -> Tensor:
+        """Advantages (B, G) of a rollout batch's rewards."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        logps_BGT: Tensor,
+        old_BGT: Tensor,
+        reference_BGT: Tensor | None,
+        advantages_BG: Tensor,
+        weights_BGT: Tensor,
+        mask_BGT: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch and what to log about it, float32 inside.
+
+        Args:
+            logps_BGT: log-probabilities under the policy, with gradient.
+            old_BGT: under the policy that sampled.
+            reference_BGT: under the reference model, or None when ``kl`` is 0.
+            advantages_BG: group-relative advantages.
+            weights_BGT: share of each token in the loss, zero where it does not count; set at collection.
+            mask_BGT: True at tokens of completions.
+        """

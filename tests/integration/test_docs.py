@@ -1,0 +1,118 @@
+"""Every command in README and docs is run, made small; every file they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import ROOT, small
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINIER = {
+    "cold_start.steps": 1,
+    "cold_start.batch_size": 2,
+    "data.batch_size": 4,
+    "model.init_args.micro_batch_size": 4,
+    "model.init_args.sampling.max_new_tokens": 4,
+    "model.init_args.group_size": 2,
+}
+
+
+def commands():
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                assert line.startswith("$ "), f"{page.name}: {line!r} in a console block is no command"
+                for part in line[2:].split(" && "):
+                    yield pytest.param(part.strip(), id=f"{page.stem}: {part.strip()[:60]}")
+
+
+@pytest.fixture
+def folder(tmp_path, coco_folder):
+    """What the pages assume: a clone's configs, and a COCO file with its images."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(coco_folder / "instances.json", tmp_path / "instances.json")
+    (tmp_path / "images").symlink_to(coco_folder / "images")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_runs(command, locus, folder, toy_folder):
+    words = [word for word in shlex.split(command) if word not in ("uv", "run")]
+    if words[0] == "locus":
+        run_locus(words[1:], locus, folder, toy_folder)
+    elif words[:2] == ["pip", "install"]:
+        assert words[2:] in (["uv"], ["-e", "./giou"])
+    elif words[0] in ("pytest", "bash") or words[:2] == ["python", "docs/make_reference.py"]:
+        assert words[0] == "pytest" or (ROOT / words[1]).is_file()  # this run, and a test of its own below
+    else:
+        program = shutil.which(words[0], path=str(Path(sys.executable).parent))
+        assert program, f"{words[0]} is not installed with the project"
+        assert subprocess.run([program, "--help"], capture_output=True, check=False).returncode == 0
+
+
+def run_locus(words, locus, folder, toy_folder):
+    if words[0] == "toy":
+        return assert_runs(locus, *words)
+    config = Path(words[words.index("--config") + 1]).name if "--config" in words else None
+    if words[0] in ("fit", "validate", "predict") and config:
+        options = small(**TINIER) if config == "tiny.yaml" else []
+        if "--cold_start=null" in words:
+            options = [option for option in options if "cold_start" not in option]
+        if "--data.source=CocoCues" in words:
+            words = [*words, '--data.source.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}']
+        if "--ckpt_path" in words:  # what the page has just run
+            assert_runs(locus, "fit", "--config", f"configs/{config}", *options)
+            options = [option for option in options if words[0] == "fit" or "trainer.max_steps" not in option]
+        shutil.copytree(toy_folder("llava_onevision"), folder / "toy-onevision", dirs_exist_ok=True)
+        words = [*words, *options, *(["--trainer.max_steps=2"] if words[0] == "fit" and "--ckpt_path" in words else [])]
+    return assert_runs(locus, *words)
+
+
+def assert_runs(locus, *words):
+    status, _, err = locus(*words)
+    assert status == 0, err
+
+
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_configuration_reference_is_what_the_code_says():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "make_reference.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guides_plugin_is_the_one_in_the_repository():
+    guide = (ROOT / "docs" / "reward-plugin.md").read_text()
+    stated = tomllib.loads(re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)[0])
+    shipped = tomllib.loads((ROOT / "plugins" / "giou" / "pyproject.toml").read_text())
+    assert stated["project"]["entry-points"] == shipped["project"]["entry-points"]
+    assert stated["build-system"] == shipped["build-system"]
+    scope: dict[str, object] = {}
+    exec(re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0], scope)
+    from locus_reward_giou import GIoUReward
+    from tests.conftest import make_completion, make_sample
+
+    for box in (None, (10.0, 12.0, 44.0, 40.0), (60.0, 50.0, 90.0, 70.0)):
+        completion = make_completion("", box)
+        assert scope["GIoUReward"]().score(completion, make_sample()) == GIoUReward().score(completion, make_sample())
+
+
+def test_every_documented_curve_exists_in_the_code():
+    """The names in the TensorBoard page's table of what to look at first."""
+    page = (ROOT / "docs" / "tensorboard.md").read_text()
+    code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for name in re.findall(r"\| `((?:val|rollout|reward)/[\w.]+)`", page):
+        assert name.split("/")[1] in code

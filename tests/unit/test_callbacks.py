@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from locus_lightning.callbacks.pictures import colour_of, completions_table, contact_sheet, draw_group
+from locus_lightning.callbacks.summary import Summary
+from locus_lightning.metrics import CueMetrics
+from locus_lightning.types import RolloutGroup
+from tests.conftest import make_completion, make_sample
+
+
+@pytest.fixture
+def group():
+    sample = make_sample(100, 80, (10, 12, 44, 40))
+    completions = (
+        make_completion("<think>a|b</think><answer>[10, 12, 44, 40]</answer>", (10, 12, 44, 40)),
+        make_completion("none", None, False),
+        make_completion("x", (60, 50, 300, 300)),
+    )
+    return RolloutGroup(sample, None, completions, {"iou": (1.0, 0.0, 0.0)}, (1.0, 0.0, 0.1))
+
+
+def test_rewards_are_coloured_from_red_to_green():
+    assert colour_of(0.0)[0] > 200 > colour_of(0.0)[1]
+    assert colour_of(1.0)[1] > 200 > colour_of(1.0)[0]
+    assert colour_of(-3) == colour_of(0)
+
+
+def test_the_true_box_is_drawn_where_it_is(group):
+    picture = np.asarray(draw_group(group, side=400))
+    scale = 400 / 100
+    x, y = round(10 * scale), round((12 + 40) / 2 * scale) + 24
+    assert (picture[y, x : x + 2] == 255).all(), "white on the left edge of the true box"
+
+
+def test_a_sheet_holds_all_groups(group):
+    one, three = contact_sheet([group]), contact_sheet([group] * 3)
+    assert three.size == (2 * one.width, 2 * one.height)
+
+
+def test_best_and_worst_are_in_the_table(group):
+    table = completions_table([group])
+    assert "| best | 1.00 | 10, 12, 44, 40 |" in table
+    assert "| worst | 0.00 | none |" in table
+    assert "a\\|b" in table
+
+
+def test_metrics_by_size_bin_and_the_floor():
+    metrics = CueMetrics()
+    metrics.update(
+        [make_completion("", (0, 0, 20, 20)), make_completion("", None, False)], [make_sample(100, 100, (0, 0, 20, 20), s) for s in (0, 1)]
+    )
+    metrics.update([make_completion("", (0, 0, 50, 100))], [make_sample(100, 100, (0, 0, 100, 100))])
+    figures = {name: float(value) for name, value in metrics.compute().items()}
+    assert figures["iou"] == pytest.approx(0.5)
+    assert figures["acc0.5"] == pytest.approx(2 / 3)
+    assert figures["acc0.75"] == pytest.approx(1 / 3)
+    assert figures["cues"] == 3
+    assert figures["parse_rate"] == pytest.approx(2 / 3)
+    assert figures["area_ratio"] == pytest.approx(0.75)
+    assert figures["floor"] == pytest.approx((1 + 0.04 + 0.04) / 3), "the whole image is the best single trivial box here"
+
+
+def test_the_summary_is_written_and_printed(tmp_path, capsys):
+    after = {"val/iou": 0.5, "val/acc0.5": 0.6, "val/acc0.75": 0.2, "val/cues": 10.0, "val/floor": 0.1, "val/parse_rate": 1.0}
+    summary = Summary()
+    summary.seconds["rollout"] = 12.3456
+    summary.finish(tmp_path / "run", {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5}, after, 3, {})
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (written["iou_before"], written["iou_after"], written["floor"], written["seed"]) == (0.25, 0.5, 0.1, 3)
+    assert written["seconds"] == {"rollout": 12.35}
+    out = capsys.readouterr().out
+    assert "0.250 -> 0.500" in out
