@@ -33,6 +33,7 @@ class ColdStart:
 def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer: L.Trainer) -> None:
     """Train ``model``'s backbone on right answers with a trainer of its own."""
     rate = cold.learning_rate
+    print(f"cold start: {cold.steps} supervised steps, then reinforcement", flush=True)
     teacher = SupervisedModule(
         model.backbone, model.rollout, model.validation, train_vision=True,
         optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),

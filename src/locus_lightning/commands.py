@@ -48,14 +48,16 @@ def _print_rows(rows: Sequence[dict[str, str]], check: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=None)
-    for title in ("kind", "name", "package", "class path", *(["check"] if check else [])):
+    table = Table()
+    for title in ("kind", "name", "package", *(["check"] if check else [])):
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(
-            row["kind"], row["name"], f"{row['distribution']} {row['version']}", row["class_path"], *([row["check"]] if check else [])
-        )
+        state = [] if not check else ["ok" if row["check"] == "ok" else "fails"]
+        table.add_row(row["kind"], row["name"], f"{row['distribution']} {row['version']}", *state)
     Console().print(table)
+    for row in rows:
+        if row.get("check", "ok") != "ok":
+            print(row["check"])
 
 
 def toy_command(arguments: Sequence[str]) -> int:

@@ -59,6 +59,8 @@ class LocusCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find ``--ckpt_path last`` and go on in that run's folder."""
         config = self.config[self.subcommand]
+        if config.get("weights_only") is None:
+            config["weights_only"] = True  # our checkpoints hold tensors and plain containers; a pickle from a stranger runs code
         if config.get("ckpt_path") == "last":
             found = _last_checkpoint(config.trainer.logger)
             config["ckpt_path"] = str(found)
@@ -104,7 +106,7 @@ class LocusCLI(LightningCLI):
     def _validate(self) -> dict[str, float]:
         if self.trainer.limit_val_batches == 0:
             return {}
-        found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
         return {name: float(value) for name, value in found[0].items()} if found else {}
 
     def before_validate(self) -> None:

@@ -189,6 +189,24 @@ def test_a_validation_file_of_its_own_is_used(coco):
     assert len(source.dataset("val", 0)) in (4, 5, 6)
 
 
+def test_a_cue_that_stands_twice_or_shows_nothing_can_be_left_out(coco):
+    from locus_lightning.data.filters import second_match, texture
+
+    rng = np.random.default_rng(0)
+    patch = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((80, 60))
+    image = Image.new("RGB", (320, 240), (90, 90, 90))
+    image.paste(patch, (20, 20))
+    once = second_match(image, (20, 20, 100, 80))
+    image.paste(patch, (200, 150))
+    assert second_match(image, (20, 20, 100, 80)) > 0.95 > once
+    assert texture(image, (110, 30, 150, 60)) == 0.0
+    assert texture(image, (20, 20, 100, 80)) > 20
+    path, folder, _ = coco
+    with pytest.raises(DataError, match="no cue passes min_texture 300"):
+        CocoCues(str(path), str(folder), cue_sampler=ANY, min_texture=300.0).dataset("train", 0)[CueKey(0, 0)]
+    assert CocoCues(str(path), str(folder), cue_sampler=ANY, min_texture=5.0, max_match=0.9).dataset("train", 0)[CueKey(0, 0)]
+
+
 # ---- scenes ------------------------------------------------------------------------------------------------------------
 
 

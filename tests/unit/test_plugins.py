@@ -65,4 +65,4 @@ def test_the_listing_reads_metadata_only_and_check_imports(monkeypatch, capsys):
     assert plugins_command(["rewards"]) == 0
     assert "XReward" in capsys.readouterr().out
     assert plugins_command(["rewards", "--check"]) == 1
-    assert "ModuleNotFoundError" in capsys.readouterr().out.replace("\n", "")
+    assert "ModuleNotFoundError" in capsys.readouterr().out

@@ -72,7 +72,7 @@ class Checkpoints(L.Callback):
         if path is None or trainer.fast_dev_run or self._saved_step == trainer.global_step:  # type: ignore[attr-defined]
             return
         beside = path.with_name("writing.ckpt")
-        trainer.save_checkpoint(beside)
+        trainer.save_checkpoint(beside, weights_only=False)  # the optimiser and all state too
         if trainer.is_global_zero:
             if path.is_dir():  # strategies that shard write folders
                 shutil.rmtree(path)

@@ -15,10 +15,11 @@ from PIL import Image
 
 from locus_lightning.cue_samplers.base import CueSampler, crop_cue
 from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.data.filters import second_match, texture
 from locus_lightning.data.source import CueDataset, CueKey, CueSource, Split
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.geometry import pairwise_iou
-from locus_lightning.types import Box, CueSample, CueWindow, SceneObject, Size, SizeBin
+from locus_lightning.types import Box, CueSample, CueWindow, IntBox, SceneObject, Size, SizeBin
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class CocoCues(CueSource):
         per_image: most cues of one image.
         exclude: file with one image id a line that is left out, such as the RefCOCO test images that lie in train2014.
         bad_boxes: a box that reaches beyond its image by over 1 px, or has no area: ``refuse`` the file, or ``skip`` and count.
+        min_texture: least standard deviation of a cue's grey levels (0-255); 0 takes any. A cue under it is replaced by the next.
+        max_match: most that a cue may match its image elsewhere (normalised cross-correlation, such as 0.9); 1 takes any.
         cue_sampler: which windows, and the mix of sizes.
     """
 
@@ -78,6 +81,8 @@ class CocoCues(CueSource):
         per_image: int = 8,
         exclude: str | None = None,
         bad_boxes: Literal["refuse", "skip"] = "refuse",
+        min_texture: float = 0.0,
+        max_match: float = 1.0,
         cue_sampler: CueSampler | None = None,
     ) -> None:
         if min(train_size, val_size, per_image) < 1 or not 0 < val_fraction < 1:
@@ -90,6 +95,7 @@ class CocoCues(CueSource):
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size}
         self.val_fraction, self.per_image, self.bad_boxes = val_fraction, per_image, bad_boxes
         self.exclude = Path(exclude).expanduser() if exclude else None
+        self.min_texture, self.max_match = min_texture, max_match
         self.cue_sampler = cue_sampler or ObjectCues()
         self.left_out: Counter[str] = Counter()
         self.missing: list[str] = []
@@ -131,7 +137,7 @@ class CocoCues(CueSource):
         bins = dict(Counter(e.window.size_bin for e in entries))
         self._counts[split] = {"cues": len(entries), "images": len({e.image_id for e in entries}), "bins": bins}
         log.info("%s: %d cues of %d images, %s", split, len(entries), len({e.image_id for e in entries}), bins)
-        return _CocoCueSet(entries)
+        return _CocoCueSet(entries, self.min_texture, self.max_match)
 
     def summary(self) -> dict[str, object]:
         """Counts of cues and of what was left out."""
@@ -171,8 +177,8 @@ class CocoCues(CueSource):
 
 
 class _CocoCueSet(CueDataset):
-    def __init__(self, entries: Sequence[CueEntry]) -> None:
-        self.entries = list(entries)
+    def __init__(self, entries: Sequence[CueEntry], min_texture: float, max_match: float) -> None:
+        self.entries, self.min_texture, self.max_match = list(entries), min_texture, max_match
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -188,11 +194,20 @@ class _CocoCueSet(CueDataset):
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
                 bad.append((entry.path, str(cause)))
                 continue
+            if not self._worth_asking(image, entry.window.box):
+                continue
             x1, y1, x2, y2 = entry.window.box
             name = f"{entry.image_id}-{entry.window.object_id}"
             box = (float(x1), float(y1), float(x2), float(y2))
             return CueSample(name, image, crop_cue(image, entry.window), box, tuple(bad))
+        if not bad:
+            raise DataError(f"no cue passes min_texture {self.min_texture} and max_match {self.max_match}; relax data.source.")
         raise DataError(f"none of the {len(bad)} images of this split can be opened, such as {bad[0][0]} ({bad[0][1]}).")
+
+    def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
+        if self.min_texture > 0 and texture(image, window) < self.min_texture:
+            return False
+        return self.max_match >= 1 or second_match(image, window) <= self.max_match
 
 
 def _open(entry: CueEntry) -> Image.Image:

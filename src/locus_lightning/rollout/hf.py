@@ -16,7 +16,7 @@ from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.types import Generation, Prompt
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache
+    from transformers import Cache
 
 
 class HFRollout(RolloutEngine):
@@ -44,7 +44,7 @@ class HFRollout(RolloutEngine):
         return groups
 
     def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
-        cache, hidden_RD, mask_RS = _prefill(backbone, prompts, n)
+        cache, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
         rows, device = len(hidden_RD), hidden_RD.device
         position_R = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(n)
         eos = torch.tensor(backbone.eos_ids, device=device)
@@ -73,16 +73,17 @@ class HFRollout(RolloutEngine):
         return [made[i : i + n] for i in range(0, rows, n)]
 
 
-def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int) -> tuple[DynamicCache, Tensor, Tensor]:
+def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, Tensor, Tensor]:
     """Run every prompt once; cache, last hidden state (B*n, D) and mask (B*n, P), each repeated n times."""
     from transformers import DynamicCache
+
+    from locus_lightning.rollout.cache import with_room
 
     ids_BP, mask_BP, positions = left_padded(prompts)
     features = [image for images in backbone.features_of(prompts) for image in images]
     cache = DynamicCache()
     hidden_BD = backbone.hidden(ids_BP, mask_BP, positions, features, cache=cache)[:, -1]
-    cache.batch_repeat_interleave(n)
-    return cache, hidden_BD.repeat_interleave(n, dim=0), mask_BP.repeat_interleave(n, dim=0)
+    return with_room(cache, n, room), hidden_BD.repeat_interleave(n, dim=0), mask_BP.repeat_interleave(n, dim=0)
 
 
 def draw(logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
