@@ -9,9 +9,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values (rows, heads, length, D): views of buffers that are longer than what is filled."""
+    """One layer's keys and values (rows, heads, length, D): views of buffers that are longer than what is filled.
 
-    def __init__(self, keys: Tensor, values: Tensor, repeats: int, room: int) -> None:
+    Args:
+        keys: what the prompts filled, (rows, heads, P, D).
+        values: likewise.
+        repeats: rows made of each row.
+        room: tokens that will follow.
+    """
+
+    def __init__(self, keys: Any, values: Any, repeats: int, room: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.length = keys.shape[2]
@@ -27,7 +34,7 @@ class RoomyLayer(DynamicLayer):
     def _view(self) -> None:
         self.keys, self.values = (buffer[:, :, : self.length] for buffer in self._buffers)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write behind what is filled."""
         end = self.length + key_states.shape[2]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
@@ -45,6 +52,7 @@ class RoomyLayer(DynamicLayer):
 def with_room(cache: Cache, repeats: int, room: int) -> Cache:
     """A prefilled cache, every row repeated, with room for ``room`` more tokens; layers of another kind grow as they do."""
     layers: list[Any] = []
+    layer: Any
     for layer in cache.layers:
         if type(layer) is DynamicLayer:
             layers.append(RoomyLayer(layer.keys, layer.values, repeats, room))
