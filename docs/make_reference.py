@@ -80,7 +80,7 @@ def page() -> str:
     for key, note, classes in SECTIONS:
         lines += [f"## {key}", "", *([note, ""] if note else [])]
         for cls in classes:
-            summary = docstring_parser.parse(cls.__doc__ or "").short_description or ""
+            summary = " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
             lines += [f"### {cls.__name__}", "", summary, ""]
             rows = arguments_of(cls)
             if rows:

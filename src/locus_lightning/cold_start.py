@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.source import CueSource
@@ -41,7 +42,7 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
     lessons = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
     L.Trainer(
         accelerator=trainer.accelerator,
-        devices=trainer.num_devices,
+        devices=trainer.device_ids if isinstance(trainer.accelerator, CUDAAccelerator) else 1,
         max_steps=cold.steps,
         gradient_clip_val=1.0,
         logger=False,

@@ -120,8 +120,12 @@ def micro_batches(
 
 
 def pack_state(batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
-    """Micro-batches as plain containers and tensors; features of a frozen tower are left out, being recomputed alike."""
-    return [{**vars(b), "prompts": [vars(replace(p, features=None, vision=dict(p.vision))) for p in b.prompts]} for b in batches]
+    """Micro-batches as plain containers and CPU tensors; features of a frozen tower are left out, being recomputed alike."""
+    cpu = torch.device("cpu")
+    moved = [
+        to_device(replace(b, prompts=tuple(replace(p, features=None, vision=dict(p.vision)) for p in b.prompts)), cpu) for b in batches
+    ]
+    return [{**vars(b), "prompts": [dict(vars(p)) for p in b.prompts]} for b in moved]
 
 
 def unpack_state(state: Sequence[dict[str, Any]]) -> list[MicroBatch]:

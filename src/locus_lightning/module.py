@@ -16,6 +16,7 @@ from torch import Tensor
 from locus_lightning import collection
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.collection import MicroBatch, Split
+from locus_lightning.data.source import CueBatch
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import constant_groups, weight_total
 from locus_lightning.objectives.base import Objective
@@ -95,7 +96,7 @@ class LocusModule(CueModule):
             prompts = self.backbone.encode(samples)
             groups = self.draw_groups(samples, prompts)
         with self._timed("score"):
-            rewards_BG = torch.tensor([group.rewards for group in groups], device=self.device)
+            rewards_BG = _rewards(groups).to(self.device)
             advantages_BG = self.objective.advantages(rewards_BG)
             mask_BGT = collection.token_mask(groups, self._counted(groups, rewards_BG))
         split, completions = self._split(), collection.completion_ids(groups)
@@ -110,10 +111,10 @@ class LocusModule(CueModule):
             self.sampling.max_new_tokens, split.accumulate, old_BGT, reference_BGT,
         )  # fmt: skip
 
-    def training_step(self, batch: Sequence[CueSample], batch_idx: int) -> Tensor:
+    def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """One micro-batch; a rollout batch is collected first whenever the last one is used up."""
         if batch:
-            self.buffer = deque(self.collect(batch))
+            self.buffer = deque(self.collect(list(batch)))
         micro = self.buffer.popleft()
         logps_BGT, entropy_BGT = self.backbone.logps(micro.prompts, micro.completions, temperature=self.sampling.temperature)
         old_BGT = logps_BGT.detach() if micro.old_BGT is None else micro.old_BGT
@@ -128,12 +129,12 @@ class LocusModule(CueModule):
         """Rollouts with scores; groups without contrast are drawn anew, at most ``resample`` times."""
         groups = self._rollout(samples, prompts)
         for _ in range(self.resample if self.filter_groups else 0):
-            flat = [i for i, group in enumerate(groups) if len(set(group.rewards)) == 1]
+            flat = constant_groups(_rewards(groups)).nonzero()[:, 0].tolist()
             if not flat:
                 break
             for i, group in zip(flat, self._rollout([samples[i] for i in flat], [prompts[i] for i in flat]), strict=True):
                 groups[i] = group
-        if self.filter_groups and all(len(set(group.rewards)) == 1 for group in groups):
+        if self.filter_groups and bool(constant_groups(_rewards(groups)).all()):
             log.warning("step %d: no group has rewards that differ, so this rollout batch teaches nothing.", self.global_step)
         return groups
 
@@ -209,8 +210,17 @@ class LocusModule(CueModule):
     def setup(self, stage: str) -> None:
         """See :meth:`CueModule.setup`; also refuses batch sizes that do not divide."""
         super().setup(stage)
+        self._check_backbone()
         if stage == "fit" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             self._split().check(self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+
+    def _check_backbone(self) -> None:
+        backbone = self.backbone
+        if self.objective.kl > 0 and getattr(backbone, "lora", None) and getattr(backbone, "train_vision", False):
+            raise ConfigError(
+                "backbone.lora with backbone.train_vision has no reference model for objective.kl: with the adapter off the tower has "
+                "still moved; set objective.kl to 0, or train_vision to false."
+            )
 
     def configure_model(self) -> None:
         """Load weights, choose what trains, fix the reference."""
@@ -257,3 +267,8 @@ class LocusModule(CueModule):
         """See :meth:`rank_state`."""
         super().load_rank_state(state)
         self.buffer = deque(collection.to_device(micro, self.device) for micro in collection.unpack_state(state["buffer"]))
+
+
+def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
+    """(B, G) float32."""
+    return torch.tensor([group.rewards for group in groups])

@@ -9,6 +9,7 @@ import torch
 
 from locus_lightning.geometry import box_area, iou, trivial_boxes
 from locus_lightning.metrics import completion_iou, reaches_beyond
+from locus_lightning.objectives.advantages import constant_groups
 from locus_lightning.rewards.base import Reward
 from locus_lightning.types import RolloutGroup
 
@@ -29,7 +30,7 @@ def rollout_statistics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]
     figures |= {
         "reward/total": _mean([v for group in groups for v in group.rewards]),
         "reward/std_in_group": _mean(spreads),
-        "reward/constant_groups": _mean([float(len(set(group.rewards)) == 1) for group in groups]),
+        "reward/constant_groups": float(constant_groups(torch.tensor([g.rewards for g in groups])).float().mean()),
         "rollout/iou": float(ious.mean()),
         "rollout/acc0.5": float((ious >= 0.5).float().mean()),
         "rollout/floor": max(_mean(list(column)) for column in zip(*floors, strict=True)),

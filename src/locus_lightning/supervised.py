@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,11 +9,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.source import CueBatch
 from locus_lightning.objectives.supervised import next_token_loss
 from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.training import CueModule
-from locus_lightning.types import CueSample
 
 
 class SupervisedModule(CueModule):
@@ -49,9 +48,9 @@ class SupervisedModule(CueModule):
         super().configure_model()
         self.backbone.set_trainable(vision=self.train_vision)
 
-    def training_step(self, batch: Sequence[CueSample], batch_idx: int) -> Tensor:
+    def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the right answers' tokens."""
-        prompts = self.backbone.encode(batch)
+        prompts = self.backbone.encode(list(batch))
         answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample))] for sample in batch]
         logps_BGT, _ = self.backbone.logps(prompts, answers)
         lengths_BG = torch.tensor([[len(ids) for ids in row] for row in answers], device=logps_BGT.device)

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.source import CueBatch
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.metrics import CueMetrics, completion_iou
 from locus_lightning.rollout.base import RolloutEngine, Sampling
@@ -59,6 +60,12 @@ class CueModule(L.LightningModule):
         """Look at the checkpoint before weights are loaded."""
         if not self.backbone.loaded:
             self.backbone.check()
+        half = getattr(self.backbone, "dtype", torch.float32).itemsize < 4 and not getattr(self.backbone, "lora", None)
+        if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
+            log.warning(
+                "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
+                "or a strategy that keeps float32 copies (deepspeed)."
+            )
 
     def configure_model(self) -> None:
         """Load weights; free until here."""
@@ -97,9 +104,10 @@ class CueModule(L.LightningModule):
         groups = self.rollout.generate(self.backbone, prompts, 1, sampling or self.validation)
         return [self.backbone.read(group[0], sample) for group, sample in zip(groups, samples, strict=True)]
 
-    def validation_step(self, batch: list[CueSample], batch_idx: int) -> None:
+    def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Answer held-out cues and count."""
-        self.metrics.update(self.answer(batch), batch)
+        samples = list(batch)
+        self.metrics.update(self.answer(samples), samples)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures; those of the check before training are kept as ``before``."""
@@ -117,7 +125,7 @@ class CueModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: list[CueSample], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record a sample: id, raw text, box and truth in original pixels, IoU."""
         return [
             {
@@ -130,7 +138,7 @@ class CueModule(L.LightningModule):
                 "well_formed": completion.well_formed,
                 "truncated": completion.truncated,
             }
-            for completion, sample in zip(self.answer(batch), batch, strict=True)
+            for completion, sample in zip(self.answer(list(batch)), batch, strict=True)
         ]
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -142,7 +150,7 @@ class CueModule(L.LightningModule):
             "python": random.getstate(),
             "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),  # type: ignore[union-attr,index]
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -152,8 +160,8 @@ class CueModule(L.LightningModule):
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changed, and every rank's own state."""

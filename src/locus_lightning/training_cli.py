@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import locus_lightning.data.coco
@@ -65,21 +67,30 @@ class LocusCLI(LightningCLI):
             found = _last_checkpoint(config.trainer.logger)
             config["ckpt_path"] = str(found)
             if self.subcommand == "fit":
-                config.trainer.logger.init_args["version"] = found.parent.parent.name
+                loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+                loggers[0].init_args["version"] = found.parent.parent.name
             log.info("continuing from %s", found)
         elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
             raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's own checkpoint callbacks are welcome beside ours; it wants to be told."""
+        configured = self.config_init[self.subcommand].trainer.callbacks or []
+        if any(isinstance(callback, Checkpoint) for callback in (configured if isinstance(configured, list) else [configured])):
+            kwargs["enable_checkpointing"] = True
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Everything that can be refused is refused here, then the cold start runs."""
         self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
         check_before_loading(self.trainer, self.model, self.datamodule, "fit")
         cold: ColdStart | None = self.config_init["fit"].get("cold_start")
-        if cold and self.trainer.world_size > 1:
+        resumed = bool(self.config["fit"].get("ckpt_path"))
+        if cold and self.trainer.world_size > 1 and not resumed:
             raise ConfigError(
                 "cold_start runs on one process; set trainer.devices to 1, or cold_start to null and start from a checkpoint."
             )
-        if cold and isinstance(self.model, LocusModule) and not self.config["fit"].get("ckpt_path"):
+        if cold and isinstance(self.model, LocusModule) and not resumed:
             started = perf_counter()
             cold_start(cold, self.model, self.datamodule, self.trainer)
             self.summary.seconds["cold start"] += perf_counter() - started
@@ -98,7 +109,8 @@ class LocusCLI(LightningCLI):
             self.model.backbone.save_pretrained(folder / "model")
         if self.trainer.is_global_zero and after:
             data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
-            self.summary.finish(folder, self.model.before, after, self.config["fit"]["seed_everything"], data)
+            seed = self.config["fit"]["seed_everything"]
+            self.summary.finish(folder, self.model.before, after, self.model.validation, seed, data)
             log_hyperparameters(self.trainer, self.config["fit"].as_dict(), after)
             if folder is not None:
                 print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
@@ -122,7 +134,7 @@ class LocusCLI(LightningCLI):
 
         figures = {f"val/{k.removeprefix('val/')}": float(v) for k, v in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero and "val/iou" in figures:
-            Console().print(figures_table({}, figures))
+            Console().print(figures_table({}, figures, self.model.validation))
 
     after_test = after_validate
 
@@ -159,6 +171,8 @@ def run(arguments: Sequence[str]) -> None:
                 "enable_checkpointing": False,
             },
         )
+    except MisconfigurationException as error:
+        raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
     except (ArgumentError, ValueError) as error:
         mistake = _mistake_behind(error)
         if mistake is not None:
@@ -178,7 +192,8 @@ def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModu
 
 def _last_checkpoint(logger: Any) -> Path:
     """The newest ``last.ckpt`` under the configured logger's folder."""
-    init = logger.get("init_args", {}) if isinstance(logger, Namespace | dict) else {}
+    first = logger[0] if isinstance(logger, list) and logger else logger
+    init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
     root = Path(init.get("save_dir") or "runs") / (init.get("name") or "")
     found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:

@@ -216,6 +216,7 @@ def test_a_box_outside_its_image_is_named(locus, tmp_path, coco_folder):
         (["fit", "--config", str(SCENES), "--ckpt_path", "gone.ckpt"], "gone.ckpt does not exist"),
         (["fit", "--config", str(SCENES), "--model.backbone=Lava"], "no backbones plugin is called 'Lava'"),
         (["toy", "lava", "somewhere"], "toy:llava"),
+        (["fit", "--config", str(SCENES), "--trainer.accelerator=cuda"], "the trainer refuses its settings"),
     ],
 )
 def test_mistakes_on_the_command_line(locus, arguments, message):
@@ -283,6 +284,26 @@ def test_ten_steps_equal_five_and_five(locus, tmp_path):
     assert whole.keys() == parts.keys()
     different = [name for name in whole if not torch.equal(whole[name], parts[name])]
     assert not different
+
+
+def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(locus, tmp_path):
+    options = [
+        "--data.source.init_args.train_size=4",
+        "--trainer.limit_val_batches=1",
+        "--trainer.max_steps=-1",
+    ]  # 2 rollout batches, 4 steps
+    for epochs, steps in ((1, 4), (2, 8)):
+        resume = ["--ckpt_path=last"] if epochs == 2 else []
+        status, _, err = locus("fit", "--config", SCENES, *options, f"--trainer.max_epochs={epochs}", *resume)
+        assert status == 0, err
+        assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["steps"] == steps
+
+
+def test_lightnings_own_checkpoint_callback_from_yaml(locus, tmp_path):
+    callback = '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/iou", "mode": "max", "filename": "best"}}]'
+    status, _, err = locus("fit", "--config", SCENES, f"--trainer.callbacks={callback}", "--trainer.val_check_interval=2")
+    assert status == 0, err
+    assert list(tmp_path.rglob("best*.ckpt"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -84,7 +84,7 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
     (prompt,) = backbone.encode([sample])
     ((made,),) = HFRollout().generate(backbone, [prompt], 1, Sampling(max_new_tokens=6, temperature=0.0))
     out = backbone.processor(
-        text=[text_of(backbone, sample)],
+        text=[backbone.prompt_text(sample)],
         images=[backbone.prepare_image(sample.image), backbone.prepare_image(sample.cue.image)],
         return_tensors="pt",
     )
@@ -94,16 +94,14 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
     assert torch.equal(made.ids_T[: len(expected)], expected[: len(made.ids_T)])
 
 
-def text_of(backbone, sample):
-    words = backbone.prompt
-    content = [
-        {"type": "text", "text": words.before_image},
-        {"type": "image"},
-        {"type": "text", "text": words.before_cue},
-        {"type": "image"},
-        {"type": "text", "text": words.question(backbone.frame(sample))},
-    ]
-    return backbone.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+def test_each_image_stands_behind_its_label(make_backbone, family):
+    """Also where the family's chat template moves images to the front."""
+    backbone = make_backbone(family)
+    text = backbone.prompt_text(make_sample())
+    mark = backbone.processor.image_token
+    first, second = text.index(mark), text.rindex(mark)
+    assert text.count(mark) == 2
+    assert text.index("Image 1") < first < text.index("Image 2") < second < text.index("was cut out")
 
 
 @pytest.mark.parametrize("which", ["image", "cue"])
@@ -179,9 +177,9 @@ def test_gradients_reach_what_is_trainable_and_nothing_else(make_backbone, famil
     assert all("lora_" in n for n in language) is ("lora" in settings)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)])
-def test_reference_is_the_model_before_training(make_backbone, family, lora):
-    backbone = make_backbone(family, lora=lora)
+@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(rank=4)}, {"train_vision": True}], ids=["full", "lora", "vision"])
+def test_reference_is_the_model_before_training(make_backbone, family, settings):
+    backbone = make_backbone(family, **settings)
     backbone.freeze_reference()
     prompts = backbone.encode([make_sample()])
     answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")]]

@@ -8,6 +8,7 @@ import pytest
 from locus_lightning.callbacks.pictures import colour_of, completions_table, contact_sheet, draw_group
 from locus_lightning.callbacks.summary import Summary
 from locus_lightning.metrics import CueMetrics
+from locus_lightning.rollout.base import Sampling
 from locus_lightning.types import RolloutGroup
 from tests.conftest import make_completion, make_sample
 
@@ -68,7 +69,14 @@ def test_the_summary_is_written_and_printed(tmp_path, capsys):
     after = {"val/iou": 0.5, "val/acc0.5": 0.6, "val/acc0.75": 0.2, "val/cues": 10.0, "val/floor": 0.1, "val/parse_rate": 1.0}
     summary = Summary()
     summary.seconds["rollout"] = 12.3456
-    summary.finish(tmp_path / "run", {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5}, after, 3, {})
+    summary.finish(
+        tmp_path / "run",
+        {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5},
+        after,
+        Sampling(temperature=0.0),
+        3,
+        {},
+    )
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (written["iou_before"], written["iou_after"], written["floor"], written["seed"]) == (0.25, 0.5, 0.1, 3)
     assert written["seconds"] == {"rollout": 12.35}

@@ -281,3 +281,44 @@ def test_clipping_schedule_and_early_stopping_work_as_on_any_module():
     run.fit(model, datamodule=data(batch_size=8))
     assert run.current_epoch == 0 or run.global_step == 2 * 8, "stopped after the first epoch of 2 rollout batches"
     assert run.gradient_clip_val == 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
+def test_every_precision_takes_a_batch(precision):
+    run = trainer(precision=precision, limit_val_batches=1, num_sanity_val_steps=1)
+    run.fit(module(rewards=[LengthReward()]), datamodule=data())
+    assert run.global_step == 1
+
+
+def test_an_empty_share_of_the_last_validation_batch_is_no_error():
+    model = module()
+    model.backbone.load()
+    assert model.answer([]) == []
+    model.metrics.update([], [])
+
+
+def test_gradient_checkpointing_is_on_from_the_first_supervised_step():
+    torch.manual_seed(0)
+    model = SupervisedModule(FAMILIES["llava"]("toy:llava", gradient_checkpointing=True))
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            seen.append(any(getattr(m, "gradient_checkpointing", False) and m.training for m in pl_module.backbone.hf.modules()))
+
+    trainer(callbacks=[Watch()]).fit(model, datamodule=data())
+    assert seen == [True]
+
+
+def test_adapters_on_a_moving_tower_have_no_reference():
+    from locus_lightning.backbones.loading import LoRA
+
+    model = module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2), train_vision=True), objective=GRPO(kl=0.1))
+    with pytest.raises(ConfigError, match="no reference model"):
+        trainer().fit(model, datamodule=data())
+    assert not model.backbone.loaded
+
+
+def test_sixteen_bit_full_training_warns(caplog):
+    trainer().fit(module(backbone=FAMILIES["llava"]("toy:llava", dtype="bfloat16")), datamodule=data())
+    assert "small steps round away" in caplog.text

@@ -116,8 +116,9 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def features_of(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
-        """Image features of every prompt, (tokens, D) an image: those computed at :meth:`encode`, or fresh ones with gradient."""
+    def features_of(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
+        """Image features of every prompt, (tokens, D) an image: those computed at :meth:`encode`, or fresh ones of the policy's
+        tower, with gradient, or of the reference's."""
 
     @abstractmethod
     def hidden(

@@ -9,6 +9,7 @@ import copy
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.packing import lay_out
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample, Prompt
+
+_TOWER_PROMPTS = 16
+"""Prompts whose images go through the frozen tower at a time."""
 
 _CHUNK = 1024
 """Positions whose logits exist at a time; more are recomputed in the backward pass."""
@@ -46,6 +50,8 @@ class HFBackbone(Backbone):
 
     model_types: tuple[str, ...] = ()
     per_image_key = "pixel_values"
+    images_in_text = False
+    """Write image placeholders into the text, for families whose chat template moves all images to the front."""
 
     def __init__(
         self,
@@ -64,6 +70,8 @@ class HFBackbone(Backbone):
             raise ConfigError("backbone.quantize is nf4 but backbone.lora is null: 4-bit weights cannot be trained; set backbone.lora.")
         if quantize and train_vision:
             raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
+        if checkpoint.startswith("~"):
+            checkpoint = str(Path(checkpoint).expanduser())
         self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
         self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
         self.prompt, self.trust_remote_code = prompt or CuePrompt(), trust_remote_code
@@ -103,6 +111,7 @@ class HFBackbone(Backbone):
         self.set_trainable()
         if self.checkpoint.startswith(toy.PREFIX):
             self._changed = {name for name, _ in self.named_parameters()}  # random weights lie on no disk
+        self.train(self.training)  # from_pretrained left evaluation mode, in which checkpointing does nothing
 
     def prepare_processor(self) -> None:
         """Settings of the processor that the family needs, such as no centre crop."""
@@ -169,24 +178,24 @@ class HFBackbone(Backbone):
         if self._vision_moves:
             return prompts
         with torch.no_grad():
-            return [
-                Prompt(p.text, p.ids_P, p.positions_P, p.next_position, p.vision, features)
-                for p, features in zip(prompts, self.vision_features(prompts), strict=True)
-            ]
+            parts = [prompts[i : i + _TOWER_PROMPTS] for i in range(0, len(prompts), _TOWER_PROMPTS)]
+            return [replace(p, features=features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
 
     def _encode_one(self, sample: CueSample) -> Prompt:
-        words = self.prompt
-        content = [
-            {"type": "text", "text": words.before_image},
-            {"type": "image"},
-            {"type": "text", "text": words.before_cue},
-            {"type": "image"},
-            {"type": "text", "text": words.question(self.frame(sample))},
-        ]
+        return self.tensors(self.prompt_text(sample), [self.prepare_image(sample.image), self.prepare_image(sample.cue.image)])
+
+    def prompt_text(self, sample: CueSample) -> str:
+        """The question through the model's own chat template, each image placeholder behind its label."""
+        words, question = self.prompt, self.prompt.question(self.frame(sample))
+        text = {"type": "text"}
+        if self.images_in_text:
+            mark = self.processor.image_token
+            content = [text | {"text": words.before_image + mark + words.before_cue + mark + question}]
+        else:
+            image = {"type": "image"}
+            content = [text | {"text": words.before_image}, image, text | {"text": words.before_cue}, image, text | {"text": question}]
         turns = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        images = [self.prepare_image(sample.image), self.prepare_image(sample.cue.image)]
-        return self.tensors(text, images)
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def tensors(self, text: str, images: Sequence[Image.Image]) -> Prompt:
         """A prompt from templated text and its images, on the model's device."""
@@ -205,17 +214,18 @@ class HFBackbone(Backbone):
         """Rotary positions of a prompt: (1, P), or (3, P)."""
         return torch.arange(len(ids_P), device=ids_P.device)[None]
 
-    def vision_features(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+    def vision_features(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
         """Projected features of every prompt's images in one pass of the tower, one (tokens, D) tensor an image."""
         counts = [len(p.vision[self.per_image_key]) for p in prompts]
-        found = self.hf.base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
+        model: Any = self.reference if reference and self.reference is not None else self.hf
+        found = model.base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
         images = iter(found)
         return [tuple(next(images) for _ in range(count)) for count in counts]
 
-    def features_of(self, prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+    def features_of(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
         """See :meth:`Backbone.features_of`."""
         kept = [p.features for p in prompts if p.features is not None]
-        return kept if len(kept) == len(prompts) else self.vision_features(prompts)
+        return kept if len(kept) == len(prompts) else self.vision_features(prompts, reference=reference)
 
     def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The processor's tensors of several prompts as one batch of images."""
@@ -276,7 +286,7 @@ class HFBackbone(Backbone):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.logps`."""
         rows = lay_out(prompts, completions, share_prefix=self.share_prefix if share_prefix is None else share_prefix)
-        features = self.features_of(prompts)
+        features = self.features_of(prompts, reference=reference)
         of_rows = [image for b in rows.prompts for image in features[b]]
         adapter_off = reference and self.lora is not None
         with self.model.disable_adapter() if adapter_off else nullcontext():

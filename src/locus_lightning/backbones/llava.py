@@ -23,6 +23,7 @@ class LlavaBackbone(HFBackbone):
     """
 
     model_types = ("llava",)
+    images_in_text = True
 
     def __init__(self, checkpoint: str, coordinates: Literal["unit", "pixels"] = "unit", decimals: int = 2, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)

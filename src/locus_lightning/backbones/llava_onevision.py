@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class LlavaOnevisionBackbone(HFBackbone):
 
     model_types = ("llava_onevision",)
     per_image_key = "image_sizes"
+    images_in_text = True
 
     def __init__(self, checkpoint: str, decimals: int = 3, max_tiles: int | None = None, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
@@ -40,11 +42,21 @@ class LlavaOnevisionBackbone(HFBackbone):
     def prepare_processor(self) -> None:
         """Keep the tile grids that ``max_tiles`` allows, in processor and model alike."""
         side = self.hf.config.vision_config.image_size
-        grids = [list(grid) for grid in self.hf.config.image_grid_pinpoints]
+        grids = self._all_grids = [list(grid) for grid in self.hf.config.image_grid_pinpoints]
         if self.max_tiles is not None:
             grids = [grid for grid in grids if (grid[0] // side) * (grid[1] // side) <= self.max_tiles]
+        self._set_grids(grids)
+
+    def _set_grids(self, grids: list[list[int]]) -> None:
         self.processor.image_processor.image_grid_pinpoints = grids
         self.hf.config.image_grid_pinpoints = grids
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See :meth:`Backbone.save_pretrained`; with the checkpoint's own grids, which fit the base model that an adapter is put on."""
+        used = self.hf.config.image_grid_pinpoints
+        self._set_grids(self._all_grids)
+        super().save_pretrained(folder)
+        self._set_grids(used)
 
     def frame(self, sample: CueSample) -> BoxFrame:
         """Fractions of the image."""

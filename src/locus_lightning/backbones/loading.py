@@ -114,6 +114,9 @@ def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA
     except OSError as cause:
         raise CheckpointError(f"the weights of {source!r} cannot be loaded: {cause}") from cause
     if quantize:
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - some CPUs' packed layers have no gradient
         _report_quantised(model)
     return _with_adapters(model, lora) if lora else model
 

@@ -88,9 +88,11 @@ def _llama_text(tokenizer: Any) -> Any:
 
 
 _TURNS = (
-    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Assistant: ' }}{% for c in m.content %}"
-    "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Assistant: ' }}"
+    "{% for c in m.content if c.type == 'image' %}<image>{% endfor %}{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
+"""As the released LLaVA templates: all images of a turn come before all its text."""
 
 
 def _llava() -> tuple[Any, Any]:

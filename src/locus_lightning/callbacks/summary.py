@@ -17,6 +17,7 @@ from rich.table import Table
 
 from locus_lightning.metrics import BINS
 from locus_lightning.module import LocusModule
+from locus_lightning.rollout.base import Sampling
 
 _LIBRARIES = ("locus-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
@@ -28,6 +29,14 @@ class Summary(L.Callback):
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
         self._validation_started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far, so that a resumed run adds to them."""
+        return {"seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+        self.seconds.update(state_dict["seconds"])
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock of a validation."""
@@ -57,7 +66,13 @@ class Summary(L.Callback):
             module.seconds.clear()
 
     def finish(
-        self, folder: Path | None, before: dict[str, float], after: dict[str, float], seed: Any, data: dict[str, object]
+        self,
+        folder: Path | None,
+        before: dict[str, float],
+        after: dict[str, float],
+        sampling: Sampling,
+        seed: Any,
+        data: dict[str, object],
     ) -> dict[str, Any]:
         """Write ``summary.json``, print the table, and return what was written."""
         summary = {
@@ -66,6 +81,7 @@ class Summary(L.Callback):
             "floor": after.get("val/floor"),
             "steps": self.steps,
             "seed": seed,
+            "sampling": dict(vars(sampling)),
             "before": _plain(before),
             "after": _plain(after),
             "seconds": {phase: round(value, 2) for phase, value in self.seconds.items()},
@@ -76,15 +92,16 @@ class Summary(L.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         console = Console()
-        console.print(figures_table(before, after))
+        console.print(figures_table(before, after, sampling))
         phases = ", ".join(f"{phase} {value:.0f} s" for phase, value in self.seconds.items())
         console.print(f"{self.steps} optimiser steps; {phases}.")
         return summary
 
 
-def figures_table(before: dict[str, float], after: dict[str, float]) -> Table:
+def figures_table(before: dict[str, float], after: dict[str, float], sampling: Sampling) -> Table:
     """Held-out figures, all cues and by size bin; ``before`` may be empty."""
-    table = Table(title="Held-out cues, greedy answers")
+    how = "greedy answers" if sampling.temperature == 0 else f"answers at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    table = Table(title=f"Held-out cues, {how}")
     columns = ("iou", "acc0.5", "acc0.75")
     table.add_column("cues")
     table.add_column("number", justify="right")

@@ -9,7 +9,7 @@ import numpy as np
 
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import size_bin
+from locus_lightning.geometry import clip_box, size_bin
 from locus_lightning.types import Box, CueWindow, SceneObject, Size, SizeBin
 
 
@@ -51,7 +51,7 @@ class ObjectCues(CueSampler):
 
     def _window(self, image_size: Size, found: SceneObject, rng: np.random.Generator) -> CueWindow | None:
         padding, scale = float(rng.uniform(*self.padding)), float(rng.uniform(*self.scale))
-        augment = size_bin(found.box, image_size) in self.augmented
+        augment = size_bin(clip_box(found.box, image_size), image_size) in self.augmented
         box = found.box
         if augment:
             factor = (1 + 2 * padding) * (scale if self.scale_target == "box" else 1.0)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
-from locus_lightning.data.source import CueDataset, CueSource, Split
+from locus_lightning.data.source import CueBatch, CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample
 
@@ -45,7 +45,8 @@ class CueDataModule(L.LightningDataModule):
         self.source.check()
         splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
         for split in splits:
-            self.datasets.setdefault(split, self.source.dataset(split, self.seed))
+            if split not in self.datasets:
+                self.datasets[split] = self.source.dataset(split, self.seed)
         if stage == "fit" and len(self.datasets["train"]) < self.batch_size * self._world():
             raise ConfigError(
                 f"data.batch_size is {self.batch_size} on {self._world()} process(es) but there are only "
@@ -57,7 +58,10 @@ class CueDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         steps = int(module.micro_steps(self.batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
         sampler = ResumableSampler(len(self.datasets["train"]), self.batch_size, self.seed, self._rank(), self._world())
-        return PacedLoader(self._loader("train", sampler), sampler, steps, self._epoch, self._consumed)
+        epoch, consumed = self._epoch, self._consumed
+        if consumed >= len(sampler) * steps:  # a checkpoint at the end of an epoch goes on with the next
+            epoch, consumed = epoch + 1, 0
+        return PacedLoader(self._loader("train", sampler), sampler, steps, epoch, consumed)
 
     def val_dataloader(self) -> FixedLoader:
         """Held-out samples in their own order, each once."""
@@ -73,7 +77,7 @@ class CueDataModule(L.LightningDataModule):
         return DataLoader(
             self.datasets[split],
             batch_sampler=sampler,
-            collate_fn=list,
+            collate_fn=CueBatch,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # not the global one: iterating must not disturb rollouts
         )

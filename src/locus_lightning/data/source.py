@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from torch.utils.data import Dataset
@@ -17,6 +18,21 @@ class CueKey(NamedTuple):
 
     epoch: int
     item: int
+
+
+class CueBatch:
+    """Samples of one step. Not a list: precision plugins walk into sequences to cast tensors and refuse frozen records there."""
+
+    def __init__(self, samples: Iterable[CueSample]) -> None:
+        self._samples = tuple(samples)
+
+    def __len__(self) -> int:
+        """Samples."""
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[CueSample]:
+        """The samples in order."""
+        return iter(self._samples)
 
 
 class CueDataset(Dataset[CueSample], ABC):

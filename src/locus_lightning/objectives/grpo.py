@@ -56,8 +56,6 @@ class GRPO(Objective):
             raise ConfigError(f"objective.dual_clip is {dual_clip}; it is above 1, or null.")
         if kl < 0 or std_floor < 0:
             raise ConfigError(f"objective.kl is {kl} and std_floor {std_floor}; both are 0 or more.")
-        if kl > 0 and kl_estimator == "k1":
-            raise ConfigError("objective.kl_estimator k1 has no gradient towards the reference; use k3 or k2, or set objective.kl to 0.")
         self.scale, self.std_floor, self.reduction = scale, std_floor, reduction
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
         self.surrogate, self.level, self.kl, self.kl_estimator = surrogate, level, kl, kl_estimator

@@ -38,7 +38,7 @@ class HFRollout(RolloutEngine):
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
         groups: list[list[Generation]] = []
-        with backbone.sampling():
+        with backbone.sampling():  # no prompts, no groups: a rank's share of the last validation batch can be empty
             for start in range(0, len(prompts), self.prompts_at_once):
                 groups += self._decode(backbone, prompts[start : start + self.prompts_at_once], n, sampling)
         return groups
