@@ -271,4 +271,4 @@ class LocusModule(CueModule):
 
 def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
     """(B, G) float32."""
-    return torch.tensor([group.rewards for group in groups])
+    return torch.tensor([group.rewards for group in groups], dtype=torch.float32)

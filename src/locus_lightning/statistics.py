@@ -20,7 +20,7 @@ def rollout_statistics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]
     ``seconds`` are the phases so far of this batch; the update's come from the batch before.
     """
     pairs = [(completion, group.sample) for group in groups for completion in group.completions]
-    ious = torch.tensor([completion_iou(c, s) for c, s in pairs])
+    ious = torch.tensor([completion_iou(c, s) for c, s in pairs], dtype=torch.float32)
     lengths = [len(c.generation.ids_T) for c, _ in pairs if c.generation is not None]
     boxes = [(c.box, s) for c, s in pairs if c.box is not None]
     ratios = [box_area(box) / box_area(s.box) for box, s in boxes]
@@ -30,7 +30,7 @@ def rollout_statistics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]
     figures |= {
         "reward/total": _mean([v for group in groups for v in group.rewards]),
         "reward/std_in_group": _mean(spreads),
-        "reward/constant_groups": float(constant_groups(torch.tensor([g.rewards for g in groups])).float().mean()),
+        "reward/constant_groups": float(constant_groups(torch.tensor([g.rewards for g in groups], dtype=torch.float32)).float().mean()),
         "rollout/iou": float(ious.mean()),
         "rollout/acc0.5": float((ious >= 0.5).float().mean()),
         "rollout/floor": max(_mean(list(column)) for column in zip(*floors, strict=True)),
