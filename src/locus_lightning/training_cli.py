@@ -227,7 +227,7 @@ def _quiet() -> None:
         r".*does not have many workers.*",
         r".*module\(s\) in eval mode.*",
         r".*isinstance\(treespec.*",
-        r".*batch_size.*infer.*",
+        r".*infer the batch.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
