@@ -51,3 +51,4 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
         limit_val_batches=0,
         enable_progress_bar=trainer.progress_bar_callback is not None,
     ).fit(teacher, datamodule=lessons)
+    model.backbone.weights_on_disk = False

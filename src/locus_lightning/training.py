@@ -53,6 +53,7 @@ class CueModule(L.LightningModule):
         self.before: dict[str, float] = {}
         self.strict_loading = False  # a checkpoint holds what training changed
         self._rng: dict[str, Any] | None = None
+        self._loaded: set[str] = set()
 
     # ---- set-up --------------------------------------------------------------------------------------------------
 
@@ -165,7 +166,7 @@ class CueModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changed, and every rank's own state."""
-        kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()}
+        kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()} | self._loaded
         checkpoint["state_dict"] = {k: v for k, v in checkpoint.get("state_dict", {}).items() if k in kept}
         states: list[Any] = [self.rank_state()]
         if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
@@ -183,6 +184,7 @@ class CueModule(L.LightningModule):
                 f"the checkpoint comes from {len(own['ranks'])} process(es) and this run has {self.trainer.world_size}; continue with as many."
             )
         self.before = dict(own["before"])
+        self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
         self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
 
     def on_train_start(self) -> None:

@@ -302,3 +302,17 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert draw(logits, Sampling(top_k=2))[0].max() == 1
     assert draw(logits, Sampling(top_p=0.6))[0].max() == 0
     assert (draw(logits, Sampling(temperature=0.0))[0] == 0).all()
+
+
+def test_a_checkpoint_holds_the_reference_only_where_it_lies_on_no_disk(make_backbone, toy_folder):
+    toy = make_backbone("llava")
+    toy.freeze_reference()
+    assert any(name.startswith("reference.") for name in toy.saved_parameters())
+    real = FAMILIES["llava"](str(toy_folder("llava")))
+    real.load()
+    real.freeze_reference()
+    assert not any(name.startswith("reference.") for name in real.saved_parameters())
+    assert all("vision_tower" not in name for name in real.saved_parameters()), "the frozen tower lies on disk"
+    with_adapter = FAMILIES["llava"](str(toy_folder("llava")), lora=LoRA(rank=2))
+    with_adapter.load()
+    assert all("lora_" in name for name in with_adapter.saved_parameters())

@@ -57,6 +57,8 @@ class Backbone(nn.Module, ABC):
     """
 
     prompt: CuePrompt
+    weights_on_disk: bool = True
+    """Whether the loaded weights can be had again from the checkpoint's name: not those of a toy, nor after a cold start."""
 
     @abstractmethod
     def check(self) -> None:

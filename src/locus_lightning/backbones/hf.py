@@ -110,7 +110,8 @@ class HFBackbone(Backbone):
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.set_trainable()
         if self.checkpoint.startswith(toy.PREFIX):
-            self._changed = {name for name, _ in self.named_parameters()}  # random weights lie on no disk
+            self.weights_on_disk = False
+            self._changed = {name for name, _ in self.named_parameters()}
         self.train(self.training)  # from_pretrained left evaluation mode, in which checkpointing does nothing
 
     def prepare_processor(self) -> None:
@@ -146,10 +147,11 @@ class HFBackbone(Backbone):
         shared = {} if self._vision_moves else {id(m): m for m in loading.vision_modules(self.hf)}
         self.reference = copy.deepcopy(self.hf, shared)
         own = set(self.hf.parameters())
-        for parameter in self.reference.parameters():
-            if parameter not in own:
-                parameter.requires_grad_(False)
-        self._changed |= {f"reference.{name}" for name, p in self.reference.named_parameters() if p not in own}
+        copied = {name: p for name, p in self.reference.named_parameters() if p not in own}
+        for parameter in copied.values():
+            parameter.requires_grad_(False)
+        if not self.weights_on_disk:
+            self._changed |= {f"reference.{name}" for name in copied}
 
     def saved_parameters(self) -> set[str]:
         """See :meth:`Backbone.saved_parameters`."""
