@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import locus_lightning.data.coco
@@ -24,6 +24,7 @@ import locus_lightning.data.scenes  # noqa: F401 - so that their class names are
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
+from locus_lightning.callbacks.progress import Progress
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters
 from locus_lightning.cold_start import ColdStart, cold_start
 from locus_lightning.data.datamodule import CueDataModule
@@ -74,10 +75,14 @@ class LocusCLI(LightningCLI):
             raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Lightning's own checkpoint callbacks are welcome beside ours; it wants to be told."""
-        configured = self.config_init[self.subcommand].trainer.callbacks or []
-        if any(isinstance(callback, Checkpoint) for callback in (configured if isinstance(configured, list) else [configured])):
+        """Lightning's own checkpoint and progress callbacks are welcome; the one wants to be told, the other takes the place of ours."""
+        settings = self.config_init[self.subcommand].trainer
+        configured = settings.callbacks or []
+        configured = configured if isinstance(configured, list) else [configured]
+        if any(isinstance(callback, Checkpoint) for callback in configured):
             kwargs["enable_checkpointing"] = True
+        if settings.enable_progress_bar is not False and not any(isinstance(callback, ProgressBar) for callback in configured):
+            self.trainer_defaults["callbacks"].append(Progress())
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

@@ -299,6 +299,12 @@ def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(locus, tmp_path):
         assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["steps"] == steps
 
 
+def test_the_progress_bar_counts_micro_steps(locus):
+    status, out, err = locus("fit", "--config", SCENES, "--trainer.enable_progress_bar=true")
+    assert status == 0, err
+    assert "4/4" in out + err
+
+
 def test_lightnings_own_checkpoint_callback_from_yaml(locus, tmp_path):
     callback = '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/iou", "mode": "max", "filename": "best"}}]'
     status, _, err = locus("fit", "--config", SCENES, f"--trainer.callbacks={callback}", "--trainer.val_check_interval=2")
