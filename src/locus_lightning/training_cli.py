@@ -220,7 +220,17 @@ def one_sentence(message: str) -> str:
     """The parser's message without its usage, trees and repetitions."""
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(usage:|Help for|For more|Given value type|Problem with given class_path)", line)]
-    return " ".join(dict.fromkeys(kept))[:700]
+    text = " ".join(dict.fromkeys(kept))
+    noise = (
+        r"Does not validate against any of the Union subtypes ?",
+        r"Subtypes: \[[^\]]*\] ?",
+        r"Errors: ?",
+        r"Expected a <class 'NoneType'> ?",
+        r"Given value: NestedArg.*",
+    )
+    for pattern in noise:
+        text = re.sub(pattern, "", text)
+    return text.strip()[:700]
 
 
 def _quiet() -> None:

@@ -216,6 +216,7 @@ def test_a_box_outside_its_image_is_named(locus, tmp_path, coco_folder):
         (["fit", "--config", str(SCENES), "--ckpt_path", "gone.ckpt"], "gone.ckpt does not exist"),
         (["fit", "--config", str(SCENES), "--model.backbone=Lava"], "no backbones plugin is called 'Lava'"),
         (["toy", "lava", "somewhere"], "toy:llava"),
+        (["fit", "--config", str(SCENES), "--model.group_sise=1"], "'group_sise' is not accepted"),
         (["fit", "--config", str(SCENES), "--trainer.accelerator=cuda"], "the trainer refuses its settings"),
     ],
 )
