@@ -101,13 +101,14 @@ def test_the_guides_plugin_is_the_one_in_the_repository():
     assert stated["project"]["entry-points"] == shipped["project"]["entry-points"]
     assert stated["build-system"] == shipped["build-system"]
     scope: dict[str, object] = {}
-    exec(re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0], scope)
+    source = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0]
+    exec(source.replace("GIoUReward", "GuideReward"), scope)  # a second class of the plugin's name would be ambiguous to other tests
     from locus_reward_giou import GIoUReward
     from tests.conftest import make_completion, make_sample
 
     for box in (None, (10.0, 12.0, 44.0, 40.0), (60.0, 50.0, 90.0, 70.0)):
         completion = make_completion("", box)
-        assert scope["GIoUReward"]().score(completion, make_sample()) == GIoUReward().score(completion, make_sample())
+        assert scope["GuideReward"]().score(completion, make_sample()) == GIoUReward().score(completion, make_sample())
 
 
 def test_every_documented_curve_exists_in_the_code():
