@@ -65,36 +65,21 @@ def test_the_embedded_default_runs_end_to_end(locus, tmp_path):
     assert summary["seconds"].keys() >= {"cold start", "rollout", "update", "validation"}
 
 
-def test_llava_config_runs_on_a_cpu_with_paths_and_step_counts_overridden(locus, tmp_path, toy_folder, coco_folder):
+@pytest.mark.parametrize(
+    ("config", "family", "overrides"),
+    [("llava.yaml", "llava_onevision", {}), ("qwen2_5_vl.yaml", "qwen2_5_vl", {"model.backbone.max_pixels": 12544})],
+)
+def test_a_24_gb_config_runs_on_a_cpu_with_paths_and_step_counts_overridden(
+    locus, tmp_path, toy_folder, coco_folder, config, family, overrides
+):
     status, _, err = locus(
         "fit",
         "--config",
-        ROOT / "configs" / "llava.yaml",
-        f"--model.backbone.checkpoint={toy_folder('llava_onevision')}",
+        ROOT / "configs" / config,
+        f"--model.backbone.checkpoint={toy_folder(family)}",
         f"--data.source.annotations={coco_folder / 'instances.json'}",
         f"--data.source.images={coco_folder / 'images'}",
-        *small(**{"model.sampling.max_new_tokens": 4, "data.batch_size": 8, "trainer.accumulate_grad_batches": 8}),
-    )
-    assert status == 0, err
-    assert (run_folder(tmp_path) / "model" / "adapter_model.safetensors").is_file()
-
-
-def test_qwen_config_runs_on_a_cpu_alike(locus, tmp_path, toy_folder, coco_folder):
-    status, _, err = locus(
-        "fit",
-        "--config",
-        ROOT / "configs" / "qwen2_5_vl.yaml",
-        f"--model.backbone.checkpoint={toy_folder('qwen2_5_vl')}",
-        f"--data.source.annotations={coco_folder / 'instances.json'}",
-        f"--data.source.images={coco_folder / 'images'}",
-        *small(
-            **{
-                "model.sampling.max_new_tokens": 4,
-                "data.batch_size": 8,
-                "trainer.accumulate_grad_batches": 8,
-                "model.backbone.max_pixels": 12544,
-            }
-        ),
+        *small(**{"model.sampling.max_new_tokens": 4, "data.batch_size": 8, "trainer.accumulate_grad_batches": 8, **overrides}),
     )
     assert status == 0, err
     assert (run_folder(tmp_path) / "model" / "adapter_model.safetensors").is_file()

@@ -122,6 +122,10 @@ class HFBackbone(Backbone):
         """The transformers model, adapters inside."""
         return self.model.get_base_model() if self.lora else self.model
 
+    def _model(self, reference: bool) -> Any:
+        """The policy's model; for the reference its frozen copy, where there is one (with LoRA the adapter is switched off instead)."""
+        return self.reference if reference and self.reference is not None else self.hf
+
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
@@ -219,8 +223,7 @@ class HFBackbone(Backbone):
     def vision_features(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
         """Projected features of every prompt's images in one pass of the tower, one (tokens, D) tensor an image."""
         counts = [len(p.vision[self.per_image_key]) for p in prompts]
-        model: Any = self.reference if reference and self.reference is not None else self.hf
-        found = model.base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
+        found = self._model(reference).base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
         images = iter(found)
         return [tuple(next(images) for _ in range(count)) for count in counts]
 
@@ -257,9 +260,8 @@ class HFBackbone(Backbone):
         """See :meth:`Backbone.hidden`."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        model: Any = self.reference if reference and self.reference is not None else self.hf
         images = {"image": BaseModelOutputWithPooling(pooler_output=list(features))} if features else None  # type: ignore[arg-type]
-        out = model.base_model(
+        out = self._model(reference).base_model(
             input_ids=ids_RS,
             attention_mask=mask,
             position_ids=positions,
@@ -271,8 +273,7 @@ class HFBackbone(Backbone):
 
     def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0, *, reference: bool = False) -> Tensor:
         """See :meth:`Backbone.next_token_logits`."""
-        model: Any = self.reference if reference and self.reference is not None else self.hf
-        logits = model.get_output_embeddings()(hidden_ND)
+        logits = self._model(reference).get_output_embeddings()(hidden_ND)
         logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
         banned = torch.tensor(self.banned_ids, device=logits.device)
         return logits.index_fill(-1, banned, float("-inf"))
