@@ -29,6 +29,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "cue_samplers": {
         "ObjectCues": "locus_lightning.cue_samplers.objects:ObjectCues",
+        "TextCues": "locus_lightning.cue_samplers.text_cue:TextCues",
         "RandomCropCues": "locus_lightning.cue_samplers.random_crop:RandomCropCues",
     },
     "backbones": {

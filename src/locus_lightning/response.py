@@ -47,6 +47,12 @@ def parse_response(text: str) -> Response:
     return Response(answers[0], box if is_valid_box(box) else None, structured)
 
 
+def boxes_in(text: str) -> list[Box]:
+    """Every valid box in a text, as written, in order: for plain answers that have no answer block."""
+    found = ((float(a), float(b), float(c), float(d)) for a, b, c, d in _BOX.findall(text))
+    return [box for box in found if is_valid_box(box)]
+
+
 def write_response(rationale: str, box_text: str) -> str:
     """The right answer in form: what supervised training teaches, and what :func:`parse_response` reads back."""
     return f"<think>{rationale}</think><answer>{box_text}</answer>"

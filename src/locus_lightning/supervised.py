@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.source import CueBatch
-from locus_lightning.objectives.supervised import next_token_loss
+from locus_lightning.data.source import CueBatch, Sample
 from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.training import CueModule
+from locus_lightning.types import CueSample, Question
+
+
+def by_image(batch: Iterable[Sample]) -> list[list[Sample]]:
+    """Plain questions about the same image together, every cue sample alone."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in batch:
+        groups.setdefault(id(sample.image if isinstance(sample, Question) else sample), []).append(sample)
+    return list(groups.values())
 
 
 class SupervisedModule(CueModule):
@@ -42,6 +51,7 @@ class SupervisedModule(CueModule):
         validation = validation or Sampling(temperature=0.0)
         super().__init__(backbone, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
         self.train_vision = train_vision
+        self._scores: dict[str, list[float]] = {}
 
     def configure_model(self) -> None:
         """Load weights and choose what trains."""
@@ -50,11 +60,56 @@ class SupervisedModule(CueModule):
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the right answers' tokens."""
-        prompts = self.backbone.encode(list(batch))
-        answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample))] for sample in batch]
-        logps_BGT, _ = self.backbone.logps(prompts, answers)
-        lengths_BG = torch.tensor([[len(ids) for ids in row] for row in answers], device=logps_BGT.device)
-        mask_BGT = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device) < lengths_BG[..., None]
-        loss = next_token_loss(logps_BGT, mask_BGT)
+        groups = by_image(batch)
+        apart = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]  # rows of a pass are as long as the longest
+        logps_N = torch.cat([self._answer_logps(some) for some in apart if some])
+        loss = -logps_N.mean()
         self.log("update/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> Tensor:
+        """Log-probabilities (N,) of every token of every right answer, from one packed row a group."""
+        prompts, rests = self.backbone.encode_lessons(groups)
+        answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample)) for sample in group] for group in groups]
+        most, none = max(map(len, groups)), prompts[0].ids_P[:0]
+        said = [
+            [torch.cat(pair) for pair in zip(*row, strict=True)] + [none] * (most - len(row[0])) for row in zip(rests, answers, strict=True)
+        ]
+        logps_BGT, _ = self.backbone.logps(prompts, said)
+        begins_BG, ends_BG = (
+            torch.tensor([[len(ids) for ids in row] + [0] * (most - len(row)) for row in rows], device=logps_BGT.device)[..., None]
+            for rows in (rests, said)
+        )
+        token_T = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device)
+        return logps_BGT[(token_T >= begins_BG) & (token_T < ends_BG)]
+
+    # ---- plain questions in validation -----------------------------------------------------------------------------
+
+    def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
+        """Cues are counted as in reinforcement; plain questions by their task: right answers, or IoU where boxes are asked for."""
+        cues = [sample for sample in batch if isinstance(sample, CueSample)]
+        questions = [sample for sample in batch if isinstance(sample, Question)]
+        if cues:
+            super().validation_step(CueBatch(cues), batch_idx)
+        if questions:
+            groups = self.rollout.generate(self.backbone, self.backbone.encode(questions), 1, self.validation)
+            for question, (made,) in zip(questions, groups, strict=True):
+                score = self.backbone.mark(question, self.backbone.decode(made.ids_T))
+                self._scores.setdefault(question.task, []).append(score)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of cues, then those of every task."""
+        super().on_validation_epoch_end()
+        every: list[Any] = [self._scores]
+        if self.trainer.world_size > 1:
+            every = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(every, self._scores)
+        self._scores = {}
+        for task in sorted({task for scores in every for task in scores}):
+            scores = [score for part in every for score in part.get(task, [])]
+            if self.trainer.sanity_checking:
+                continue
+            self.log(f"val/task_{task}", sum(scores) / len(scores), rank_zero_only=True)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

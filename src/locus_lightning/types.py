@@ -65,10 +65,14 @@ class CueWindow:
 
 @dataclass(frozen=True)
 class Cue:
-    """A visual cue: the crop the model is shown in training, never at inference."""
+    """A cue: the crop the model is shown in training, never at inference.
+
+    Where ``text`` is given, the model is shown these words instead of the crop (the paper's text-cue control).
+    """
 
     image: Image
     window: CueWindow
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,23 @@ class CueSample:
     image: Image
     cue: Cue
     box: Box
+    quarantined: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A plain question about one image with its right answer: a supervised lesson, or an item of a benchmark.
+
+    ``text`` and ``answer`` hold ``{0}``, ``{1}``, ... where ``boxes`` (original pixels) go, written in the model's own frame;
+    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped.
+    """
+
+    id: str
+    image: Image
+    text: str
+    answer: str = ""
+    boxes: tuple[Box, ...] = ()
+    task: str = ""
     quarantined: tuple[tuple[str, str], ...] = ()
 
 

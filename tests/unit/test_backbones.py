@@ -84,7 +84,7 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
     (prompt,) = backbone.encode([sample])
     ((made,),) = HFRollout().generate(backbone, [prompt], 1, Sampling(max_new_tokens=6, temperature=0.0))
     out = backbone.processor(
-        text=[backbone.prompt_text(sample)],
+        text=[backbone.prompt_text(backbone.turn(sample))],
         images=[backbone.prepare_image(sample.image), backbone.prepare_image(sample.cue.image)],
         return_tensors="pt",
     )
@@ -97,7 +97,7 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
 def test_each_image_stands_behind_its_label(make_backbone, family):
     """Also where the family's chat template moves images to the front."""
     backbone = make_backbone(family)
-    text = backbone.prompt_text(make_sample())
+    text = backbone.prompt_text(backbone.turn(make_sample()))
     mark = backbone.processor.image_token
     first, second = text.index(mark), text.rindex(mark)
     assert text.count(mark) == 2

@@ -223,13 +223,13 @@ def test_scenes_depend_on_seed_split_epoch_and_index_alone():
 
 def test_objects_touch_their_boxes_and_distractors_are_controllable():
     source = SceneCues(image_size=128, objects=(5, 5), object_size=(0.15, 0.3), background="plain", clutter=0)
-    image, objects = source.draw(np.random.default_rng(1))
-    assert len(objects) == 5
+    scene = source.draw(np.random.default_rng(1))
+    assert len(scene.objects) == 5
     ground = np.array([122, 122, 122])
-    pixels = np.asarray(image).astype(int)
+    pixels = np.asarray(scene.image).astype(int)
     painted = np.abs(pixels - ground).sum(-1) > 8
     rows, columns = np.nonzero(painted)
-    boxes = np.array([o.box for o in objects])
+    boxes = np.array(scene.boxes)
     assert rows.min() == boxes[:, 1].min()
     assert columns.min() == boxes[:, 0].min()
     assert rows.max() == boxes[:, 3].max() - 1

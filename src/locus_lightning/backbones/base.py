@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.response import parse_response, write_response
-from locus_lightning.types import Completion, CueSample, Generation, Prompt
+from locus_lightning.geometry import BoxFrame, clip_box, iou
+from locus_lightning.response import boxes_in, parse_response, write_response
+from locus_lightning.types import Completion, CueSample, Generation, Prompt, Question
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import Cache
 
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class CuePrompt:
     """The words of the task (our wording; the order is the paper's, section 2: full image, cue, instruction, structure).
 
-    ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels". ``rationale`` is what supervised
+    ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels". ``text_cue`` takes the place of the cue and the
+    instruction where the cue is in words, which become ``{cue}``. ``rationale`` is what supervised
     training puts inside the think block.
     """
 
@@ -33,20 +35,24 @@ class CuePrompt:
     instruction: str = (
         "\nImage 2 was cut out of image 1. Find where it came from and give its bounding box in image 1 as [x1, y1, x2, y2] in {unit}."
     )
+    text_cue: str = "\nFind this in image 1: {cue}. Give its bounding box in image 1 as [x1, y1, x2, y2] in {unit}."
     structure: str = " First think inside <think></think>, then give only the box inside <answer></answer>."
     rationale: str = "I look for the part of image 1 that matches image 2."
 
     def __post_init__(self) -> None:
         try:
             self.instruction.format(unit="pixels")
+            self.text_cue.format(unit="pixels", cue="red circle")
         except (KeyError, IndexError, ValueError) as cause:
             raise ConfigError(
-                f"prompt.instruction has a placeholder other than {{unit}} ({cause}); double braces that are meant."
+                f"prompt.instruction has a placeholder other than {{unit}}, or text_cue one other than {{unit}} and {{cue}} ({cause}); "
+                "double braces that are meant."
             ) from None
 
-    def question(self, frame: BoxFrame) -> str:
-        """The text after the two images."""
-        return self.instruction.format(unit=frame.unit) + self.structure
+    def question(self, frame: BoxFrame, cue: str = "") -> str:
+        """The text after the two images; after the one image where the cue is in words."""
+        words = self.text_cue.format(unit=frame.unit, cue=cue) if cue else self.instruction.format(unit=frame.unit)
+        return words + self.structure
 
 
 class Backbone(nn.Module, ABC):
@@ -79,11 +85,22 @@ class Backbone(nn.Module, ABC):
         """Load processor and weights, quantise, add adapters. A second call does nothing."""
 
     @abstractmethod
-    def encode(self, samples: Sequence[CueSample]) -> list[Prompt]:
-        """Samples -> prompts on the model's device, vision features included when the tower is frozen."""
+    def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
+        """Samples, or plain questions, -> prompts on the model's device, vision features included when the tower is frozen."""
 
     @abstractmethod
-    def frame(self, sample: CueSample) -> BoxFrame:
+    def encode_lessons(self, groups: Sequence[Sequence[CueSample | Question]]) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """For supervised training: plain questions about one image as one group, which is paid for once.
+
+        Args:
+            groups: each either one sample, or several questions about the same image.
+
+        Returns:
+            A prompt a group, up to where its samples part; and for every sample the ids of what follows before its answer.
+        """
+
+    @abstractmethod
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
         """The coordinate convention of this model for this sample's image."""
 
     @abstractmethod
@@ -178,6 +195,30 @@ class Backbone(nn.Module, ABC):
         box = None if response.box_text is None else self.frame(sample).to_original(response.box_text)
         return Completion(text, box, response.well_formed, generation.truncated, generation)
 
-    def right_answer(self, sample: CueSample) -> str:
+    def turn(self, sample: CueSample | Question) -> tuple[str | Image, ...]:
+        """What the user says: text and images in order; a plain question stands behind its image."""
+        if isinstance(sample, Question):
+            return (sample.image, "\n" + self._with_boxes(sample.text, sample))
+        words = self.prompt
+        if sample.cue.text:
+            return (words.before_image, sample.image, words.question(self.frame(sample), sample.cue.text))
+        return (words.before_image, sample.image, words.before_cue, sample.cue.image, words.question(self.frame(sample)))
+
+    def _with_boxes(self, text: str, question: Question) -> str:
+        frame = self.frame(question)
+        return text.format(*(frame.to_text(box) for box in question.boxes))
+
+    def right_answer(self, sample: CueSample | Question) -> str:
         """What a perfect model would write."""
+        if isinstance(sample, Question):
+            return self._with_boxes(sample.answer, sample)
         return write_response(self.prompt.rationale, self.frame(sample).to_text(sample.box))
+
+    def mark(self, question: Question, text: str) -> float:
+        """Score in [0, 1] of an answer to a plain question: 1 where it is the right words; where boxes are asked for, the mean over
+        the right boxes of the best IoU among those answered."""
+        if not question.boxes or "{0}" not in question.answer:
+            return float(text.strip() == self.right_answer(question))
+        frame = self.frame(question)
+        answered = [clip_box(frame.to_original(box), question.image.size) for box in boxes_in(text)]
+        return sum(max((iou(box, right) for box in answered), default=0.0) for right in question.boxes) / len(question.boxes)

@@ -24,10 +24,13 @@ from locus_lightning.backbones.base import Backbone, CuePrompt
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.packing import lay_out
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt
+from locus_lightning.types import CueSample, Prompt, Question
 
 _TOWER_PROMPTS = 16
 """Prompts whose images go through the frozen tower at a time."""
+
+_MARK = "\x00"
+"""Stands for the question while the chat template is looked at."""
 
 _CHUNK = 1024
 """Positions whose logits exist at a time; more are recomputed in the backward pass."""
@@ -50,6 +53,8 @@ class HFBackbone(Backbone):
 
     model_types: tuple[str, ...] = ()
     per_image_key = "pixel_values"
+    fixed_size = False
+    """Every image becomes one tensor of the same size, so that those of several prompts can be prepared in one go."""
     images_in_text = False
     """Write image placeholders into the text, for families whose chat template moves all images to the front."""
 
@@ -178,45 +183,77 @@ class HFBackbone(Backbone):
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
-    def encode(self, samples: Sequence[CueSample]) -> list[Prompt]:
+    def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
-        prompts = [self._encode_one(sample) for sample in samples]
+        turns = [self.turn(sample) for sample in samples]
+        images = [[part for part in turn if not isinstance(part, str)] for turn in turns]
+        return self._with_features(self.tensors([self.prompt_text(turn) for turn in turns], images))
+
+    def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
         if self._vision_moves:
             return prompts
         with torch.no_grad():
             parts = [prompts[i : i + _TOWER_PROMPTS] for i in range(0, len(prompts), _TOWER_PROMPTS)]
             return [replace(p, features=features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
 
-    def _encode_one(self, sample: CueSample) -> Prompt:
-        return self.tensors(self.prompt_text(sample), [self.prepare_image(sample.image), self.prepare_image(sample.cue.image)])
+    def encode_lessons(self, groups: Sequence[Sequence[CueSample | Question]]) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """See :meth:`Backbone.encode_lessons`."""
+        texts, images, rests = [], [], []
+        for group in groups:
+            turn = self.turn(group[0])
+            before, after = self.prompt_text(turn), ""
+            said = [""]
+            if len(group) > 1:
+                before, after = self.prompt_text((turn[0], _MARK)).split(_MARK)
+                said = ["".join(part for part in self.turn(question) if isinstance(part, str)) + after for question in group]
+            texts.append(before)
+            images.append([part for part in turn if not isinstance(part, str)])
+            ids = self.processor.tokenizer(said, add_special_tokens=False).input_ids
+            rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
+        return self._with_features(self.tensors(texts, images)), rests
 
-    def prompt_text(self, sample: CueSample) -> str:
-        """The question through the model's own chat template, each image placeholder behind its label."""
-        words, question = self.prompt, self.prompt.question(self.frame(sample))
-        text = {"type": "text"}
-        if self.images_in_text:
-            mark = self.processor.image_token
-            content = [text | {"text": words.before_image + mark + words.before_cue + mark + question}]
-        else:
-            image = {"type": "image"}
-            content = [text | {"text": words.before_image}, image, text | {"text": words.before_cue}, image, text | {"text": question}]
-        turns = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    def prompt_text(self, turn: Sequence[str | Image.Image]) -> str:
+        """A user turn through the model's own chat template, each image's placeholder where the image stands."""
+        content: list[dict[str, str]] = []
+        for part in turn:
+            mark = self.processor.image_token if self.images_in_text else None
+            text = part if isinstance(part, str) else mark
+            if text is None:
+                content.append({"type": "image"})
+            elif content and content[-1]["type"] == "text":
+                content[-1]["text"] += text
+            else:
+                content.append({"type": "text", "text": text})
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
-    def tensors(self, text: str, images: Sequence[Image.Image]) -> Prompt:
-        """A prompt from templated text and its images, on the model's device."""
-        out = self.processor(text=[text], images=list(images), return_tensors="pt").to(self.device)
-        ids_P = out.pop("input_ids")[0]
-        out.pop("attention_mask", None)
-        positions_P = self.positions(ids_P, out)
-        out.pop("mm_token_type_ids", None)
-        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, dict(out))
+    def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Prompt]:
+        """Prompts from templated texts and their images, on the model's device."""
+        ready = [[self.prepare_image(image) for image in some] for some in images]
+        if not self.fixed_size or len({len(some) for some in ready}) > 1:
+            return [self._prompt(text, self._process([text], some)) for text, some in zip(texts, ready, strict=True)]
+        out = self._process(texts, [image for some in ready for image in some])
+        counts = [len(some) for some in ready]
+        parts = {key: out[key].split(counts) for key in out if key not in ("input_ids", "attention_mask")}
+        rows = zip(out["input_ids"], out["attention_mask"], strict=True)
+        return [
+            self._prompt(text, {"input_ids": ids[mask.bool()][None]} | {key: part[b] for key, part in parts.items()})
+            for b, (text, (ids, mask)) in enumerate(zip(texts, rows, strict=True))
+        ]
+
+    def _process(self, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt").to(self.device))
+
+    def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
+        ids_P = inputs["input_ids"][0]
+        positions_P = self.positions(ids_P, inputs)
+        vision = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """An image as the processor is given it; families that pad do so here."""
         return image
 
-    def positions(self, ids_P: Tensor, inputs: Any) -> Tensor:
+    def positions(self, ids_P: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Rotary positions of a prompt: (1, P), or (3, P)."""
         return torch.arange(len(ids_P), device=ids_P.device)[None]
 

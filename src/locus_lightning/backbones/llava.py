@@ -8,7 +8,7 @@ from PIL import Image
 
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample
+from locus_lightning.types import CueSample, Question
 
 
 class LlavaBackbone(HFBackbone):
@@ -24,6 +24,7 @@ class LlavaBackbone(HFBackbone):
 
     model_types = ("llava",)
     images_in_text = True
+    fixed_size = True
 
     def __init__(self, checkpoint: str, coordinates: Literal["unit", "pixels"] = "unit", decimals: int = 2, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
@@ -38,7 +39,7 @@ class LlavaBackbone(HFBackbone):
     def _side(self) -> int:
         return int(self.hf.config.vision_config.image_size)
 
-    def frame(self, sample: CueSample) -> BoxFrame:
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
         """Fractions, or pixels, of the square-padded image."""
         if self.coordinates == "pixels":
             return BoxFrame.square_padded(sample.image.size, self._side())

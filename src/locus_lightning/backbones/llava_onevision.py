@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
 from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Prompt
+from locus_lightning.types import CueSample, Prompt, Question
 
 
 class LlavaOnevisionBackbone(HFBackbone):
@@ -58,7 +58,7 @@ class LlavaOnevisionBackbone(HFBackbone):
         super().save_pretrained(folder)
         self._set_grids(used)
 
-    def frame(self, sample: CueSample) -> BoxFrame:
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
         """Fractions of the image."""
         return BoxFrame.stretched(sample.image.size, (1.0, 1.0), decimals=self.decimals, unit="fractions (0 to 1) of image 1")
 

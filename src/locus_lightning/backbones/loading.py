@@ -51,6 +51,7 @@ def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_re
             raise CheckpointError(
                 f"backbone.checkpoint is {checkpoint!r}; toy checkpoints are {', '.join(toy.PREFIX + f for f in toy.families())}."
             )
+        found = toy.model_type(found)
     else:
         found = _config_of(checkpoint, trust_remote_code).model_type
     if found not in model_types:

@@ -10,7 +10,7 @@ from torch import Tensor
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
 from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample
+from locus_lightning.types import CueSample, Question
 
 
 class Qwen2_5_VLBackbone(HFBackbone):
@@ -47,7 +47,7 @@ class Qwen2_5_VLBackbone(HFBackbone):
         high = self.max_pixels or images.size["longest_edge"]
         images.size = {"shortest_edge": low, "longest_edge": high}
 
-    def frame(self, sample: CueSample) -> BoxFrame:
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
         """Pixels of the image as the model's own processor resizes it."""
         if self.original_pixels:
             return BoxFrame.stretched(sample.image.size, sample.image.size)

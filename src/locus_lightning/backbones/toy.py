@@ -14,10 +14,13 @@ from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.errors import CheckpointError
 
 PREFIX = "toy:"
+_TASK = CuePrompt()
 _WORDS = (
     "User: Assistant: user assistant system there match crop picture part found look "
-    "red green blue yellow orange purple white black grey pink circle square triangle what colour shape how many "
-    + " ".join(vars(CuePrompt()).values()).format(unit="pixels fractions (0 to 1) of the image padded to a square")
+    "red green blue yellow orange purple white black grey pink cyan circle square triangle what colour shape how many "
+    + " ".join((_TASK.before_image, _TASK.before_cue, _TASK.instruction, _TASK.structure, _TASK.rationale)).format(
+        unit="pixels fractions (0 to 1) of the image padded to a square"
+    )
 )
 
 
@@ -50,8 +53,13 @@ def families() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
-    """A byte-level BPE tokenizer trained on a few sentences: whole words and the numbers 0-99 are single tokens."""
+def model_type(family: str) -> str:
+    """The transformers ``model_type`` of a toy family."""
+    return "llava" if family == "locus_tiny" else family
+
+
+def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = (), sentences: tuple[str, ...] = ()) -> Any:
+    """A byte-level BPE tokenizer trained on a few sentences: their words, and the numbers 0-99, are single tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,14 +69,14 @@ def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     numbers = " ".join(str(n) for n in range(100))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([_WORDS, numbers, "[1, 2, 3, 4]", "[0.12, 0.34, 0.56, 0.78]"], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([_WORDS, numbers, "[1, 2, 3, 4]", "[0.12, 0.34, 0.56, 0.78]", *sentences], trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*special.values(), *extra)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
 
-def _llama_text(tokenizer: Any) -> Any:
+def _llama_text(tokenizer: Any, layers: int = 3) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -78,7 +86,7 @@ def _llama_text(tokenizer: Any) -> Any:
         bos_token_id=None,
         hidden_size=96,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=4096,
@@ -95,24 +103,43 @@ _TURNS = (
 """As the released LLaVA templates: all images of a turn come before all its text."""
 
 
-def _llava() -> tuple[Any, Any]:
+def _llava(side: int = 48, patch: int = 8, tower_layers: int = 1, layers: int = 3, sentences: tuple[str, ...] = ()) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
-    tokenizer = toy_tokenizer({"eos_token": "</s>", "pad_token": "<pad>"}, ("<image>",))
+    tokenizer = toy_tokenizer({"eos_token": "</s>", "pad_token": "<pad>"}, ("<image>",), sentences)
     vision = CLIPVisionConfig(
-        hidden_size=96, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, image_size=48, patch_size=8
+        hidden_size=96, intermediate_size=256, num_hidden_layers=tower_layers, num_attention_heads=4, image_size=side, patch_size=patch
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=_llama_text(tokenizer),
+        text_config=_llama_text(tokenizer, layers),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
-    images = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
-    processor = LlavaProcessor(images, tokenizer, 8, "default", chat_template=_TURNS, num_additional_image_tokens=1)
+    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    processor = LlavaProcessor(images, tokenizer, patch, "default", chat_template=_TURNS, num_additional_image_tokens=1)
     return LlavaForConditionalGeneration(config), processor
+
+
+_LESSON_WORDS = (
+    "red green blue yellow orange purple white black pink cyan plain striped dotted checked "
+    "circle square triangle diamond cross ring left right above below thing circles squares triangles diamonds crosses rings things\n"
+    + "".join(
+        f"{word}\n"
+        for word in ["red", "green", "blue", "yellow", "orange", "purple", "white", "black", "pink", "cyan", "circle", "square", "triangle"]
+    )
+    + "".join(f"{word}\n" for word in ["diamond", "cross", "ring", "left", "right", "above", "below", "A", "B", "C", "D"]),
+    "List all objects. Where is the thing? What is at [1, 2, 3, 4]? What is this?\nWhat is the colour of the shape?",
+    "How many are there? Is it on the left or right side of the thing? Is it above or below",
+    "one [1, 2, 3, 4]; two [1, 2, 3, 4]; three",
+    "?\n(A) a\n(B) b\n(C) c\n(D) d\nAnswer with the option's letter from the given choices directly.",
+)
+
+
+def _locus_tiny() -> tuple[Any, Any]:
+    return _llava(side=96, patch=12, tower_layers=2, layers=4, sentences=_LESSON_WORDS)
 
 
 def _llava_onevision() -> tuple[Any, Any]:
@@ -210,6 +237,7 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
 
 _FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": _llava,
+    "locus_tiny": _locus_tiny,
     "llava_onevision": _llava_onevision,
     "qwen2_5_vl": _qwen2_5_vl,
 }

@@ -56,6 +56,10 @@ class CueSampler(ABC):
         picked = by_bin[present[int(rng.choice(len(present), p=shares / shares.sum()))]]
         return picked[int(rng.integers(len(picked)))]
 
+    def cue(self, image: Image.Image, window: CueWindow) -> Cue:
+        """The cue of a window: its crop, unless a sampler shows something else."""
+        return crop_cue(image, window)
+
     def integer_window(self, box: Box, image_size: Size) -> IntBox | None:
         """``box`` rounded outwards and clipped, or None when a side is under ``min_side``."""
         window = (

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from locus_lightning.cue_samplers.base import CueSampler, crop_cue
+from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
-from locus_lightning.data.filters import second_match, texture
-from locus_lightning.data.source import CueDataset, CueKey, CueSource, Split
+from locus_lightning.data.annotations import CocoImage, read_coco
+from locus_lightning.data.index import CueEntry, CueSet, in_mix, open_file, windows_of
+from locus_lightning.data.source import CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.geometry import pairwise_iou
-from locus_lightning.types import Box, CueSample, CueWindow, IntBox, SceneObject, Size, SizeBin
+from locus_lightning.types import SizeBin
 
 log = logging.getLogger(__name__)
-
-_TOLERANCE = 1.0
-"""Pixels that an annotated box may reach beyond its image; COCO's own files do by rounding."""
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """An image of an annotation file with its objects (crowds left out)."""
-
-    id: int
-    path: str
-    size: Size
-    objects: tuple[SceneObject, ...]
-
-
-@dataclass(frozen=True)
-class CueEntry:
-    """One cue of the index: which image, which window."""
-
-    path: str
-    size: Size
-    image_id: int
-    window: CueWindow
 
 
 class CocoCues(CueSource):
@@ -127,7 +101,7 @@ class CocoCues(CueSource):
     def dataset(self, split: Split, seed: int) -> CueDataset:
         """See :meth:`CueSource.dataset`."""
         self.check()
-        images = self._images_of(split, seed)
+        images = self.images_of(split, seed)
         entries = self.index(images, self.sizes[split], seed)
         if not entries:
             raise DataError(
@@ -137,27 +111,20 @@ class CocoCues(CueSource):
         bins = dict(Counter(e.window.size_bin for e in entries))
         self._counts[split] = {"cues": len(entries), "images": len({e.image_id for e in entries}), "bins": bins}
         log.info("%s: %d cues of %d images, %s", split, len(entries), len({e.image_id for e in entries}), bins)
-        return _CocoCueSet(entries, self.min_texture, self.max_match)
+        return CueSet(entries, self.cue_sampler.cue, open_file, self.min_texture, self.max_match)
 
     def summary(self) -> dict[str, object]:
         """Counts of cues and of what was left out."""
         return {**self._counts, "left_out": dict(self.left_out), "missing_images": self.missing[:20]}
 
     def index(self, images: Iterable[CocoImage], size: int, seed: int) -> list[CueEntry]:
-        """Windows of all images, without near-duplicates, at most ``per_image`` each, then ``size`` of them in the mix."""
-        by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
-        for image in images:
-            rng = np.random.default_rng([seed, image.id])
-            found = self.cue_sampler.sample(image.size, image.objects, rng) or []
-            windows = _without_duplicates(found)
-            self.left_out["near-duplicate windows"] += len(found) - len(windows)
-            self.left_out["windows over per_image"] += max(0, len(windows) - self.per_image)
-            for i in sorted(rng.permutation(len(windows))[: self.per_image]):
-                by_bin[windows[i].size_bin].append(CueEntry(image.path, image.size, image.id, windows[i]))
+        """Windows of all images, then ``size`` of them in the mix."""
+        by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, self.left_out)
         self._found = {name: len(entries) for name, entries in by_bin.items()}
-        return _in_mix(by_bin, self.cue_sampler.mix, size, np.random.default_rng([seed, size]))
+        return in_mix(by_bin, self.cue_sampler.mix, size, seed)
 
-    def _images_of(self, split: Split, seed: int) -> list[CocoImage]:
+    def images_of(self, split: Split, seed: int) -> list[CocoImage]:
+        """Images of a split; of one file, a random ``val_fraction`` of its images is held out."""
         if "val" in self.files:
             return self._images[split]
         images = self._images["train"]
@@ -174,128 +141,3 @@ class CocoCues(CueSource):
             return {int(line) for line in self.exclude.read_text().split()}
         except (OSError, ValueError) as cause:
             raise DataError(f"data.source exclude {self.exclude} cannot be read as one image id a line ({cause}).") from cause
-
-
-class _CocoCueSet(CueDataset):
-    def __init__(self, entries: Sequence[CueEntry], min_texture: float, max_match: float) -> None:
-        self.entries, self.min_texture, self.max_match = list(entries), min_texture, max_match
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, key: CueKey) -> CueSample:
-        bad: list[tuple[str, str]] = []
-        for step in range(len(self)):
-            entry = self.entries[(key[1] + step) % len(self)]
-            if any(path == entry.path for path, _ in bad):
-                continue
-            try:
-                image = _open(entry)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-                bad.append((entry.path, str(cause)))
-                continue
-            if not self._worth_asking(image, entry.window.box):
-                continue
-            x1, y1, x2, y2 = entry.window.box
-            name = f"{entry.image_id}-{entry.window.object_id}"
-            box = (float(x1), float(y1), float(x2), float(y2))
-            return CueSample(name, image, crop_cue(image, entry.window), box, tuple(bad))
-        if not bad:
-            raise DataError(f"no cue passes min_texture {self.min_texture} and max_match {self.max_match}; relax data.source.")
-        raise DataError(f"none of the {len(bad)} images of this split can be opened, such as {bad[0][0]} ({bad[0][1]}).")
-
-    def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
-        if self.min_texture > 0 and texture(image, window) < self.min_texture:
-            return False
-        return self.max_match >= 1 or second_match(image, window) <= self.max_match
-
-
-def _open(entry: CueEntry) -> Image.Image:
-    with Image.open(entry.path) as file:
-        image = file.convert("RGB")
-    if image.size != entry.size:
-        raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {entry.size[0]}x{entry.size[1]}")
-    return image
-
-
-def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], left_out: Counter[str]) -> list[CocoImage]:
-    """Images with their objects from a COCO-format file; ``left_out`` counts what is not kept.
-
-    Raises:
-        DataError: no file, no JSON, not COCO's layout, or a bad box under ``refuse``.
-    """
-    if not path.is_file():
-        raise DataError(f"the annotation file {path} does not exist; set data.source annotations to a COCO-format JSON.")
-    if not folder.is_dir():
-        raise DataError(f"the image folder {folder} does not exist; set data.source images to the folder of {path.name}'s file names.")
-    try:
-        content = json.loads(path.read_bytes())
-        names = {c["id"]: str(c["name"]) for c in content.get("categories", [])}
-        sizes = {i["id"]: (i["file_name"], (int(i["width"]), int(i["height"]))) for i in content["images"]}
-        annotations = content["annotations"]
-        objects: dict[int, list[SceneObject]] = defaultdict(list)
-        for annotation in annotations:
-            _add(annotation, sizes, names, objects, path, bad_boxes, left_out)
-    except json.JSONDecodeError as cause:
-        raise DataError(f"{path} is not JSON (line {cause.lineno}: {cause.msg}).") from cause
-    except (KeyError, TypeError, AttributeError, ValueError) as cause:
-        raise DataError(
-            f"{path} is not in COCO's detection format: {type(cause).__name__} {cause}; it needs images and annotations lists."
-        ) from cause
-    return [CocoImage(i, str(folder / name), size, tuple(objects[i])) for i, (name, size) in sizes.items() if objects[i]]
-
-
-def _add(
-    annotation: dict[str, Any],
-    sizes: dict[int, tuple[str, Size]],
-    names: dict[int, str],
-    objects: dict[int, list[SceneObject]],
-    path: Path,
-    bad_boxes: str,
-    left_out: Counter[str],
-) -> None:
-    """File one annotation under its image, or count why not."""
-    if annotation.get("iscrowd"):
-        left_out["crowds"] += 1
-        return
-    if annotation["image_id"] not in sizes:
-        left_out["annotations without an image"] += 1
-        return
-    x, y, w, h = (float(v) for v in annotation["bbox"])
-    box: Box = (x, y, x + w, y + h)
-    width, height = sizes[annotation["image_id"]][1]
-    inside = min(x, y) >= -_TOLERANCE and box[2] <= width + _TOLERANCE and box[3] <= height + _TOLERANCE
-    if not (inside and w > 0 and h > 0):
-        if bad_boxes == "refuse":
-            raise DataError(
-                f"{path}: annotation {annotation['id']} has bbox {annotation['bbox']} in an image of {width}x{height} px; "
-                "correct it, or set data.source bad_boxes to skip."
-            )
-        left_out["bad boxes"] += 1
-        return
-    label = names.get(annotation.get("category_id", -1), "")
-    objects[annotation["image_id"]].append(SceneObject(box, label, int(annotation["id"])))
-
-
-def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:
-    """Keep the first of windows that overlap by IoU > 0.9 (our decision 6)."""
-    if len(windows) < 2:
-        return list(windows)
-    boxes: list[Box] = [(float(w.box[0]), float(w.box[1]), float(w.box[2]), float(w.box[3])) for w in windows]
-    close = pairwise_iou(boxes, boxes) > 0.9
-    kept: list[int] = []
-    for i in range(len(windows)):
-        if not close[i, kept].any():
-            kept.append(i)
-    return [windows[i] for i in kept]
-
-
-def _in_mix(by_bin: dict[SizeBin, list[CueEntry]], mix: dict[SizeBin, float], size: int, rng: np.random.Generator) -> list[CueEntry]:
-    """At most ``size`` entries in the shares of ``mix``; the scarcest bin bounds the whole."""
-    bound = min([size, *(int(len(by_bin[name]) / share) for name, share in mix.items())])
-    chosen: list[CueEntry] = []
-    for name, share in mix.items():
-        found = by_bin[name]
-        picked = rng.permutation(len(found))[: round(bound * share)]
-        chosen += [found[i] for i in sorted(picked)]
-    return sorted(chosen, key=lambda e: (e.image_id, e.window.object_id))

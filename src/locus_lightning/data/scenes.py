@@ -6,44 +6,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from locus_lightning.cue_samplers.base import CueSampler, crop_cue
+from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.data.drawing import COLOURS, SHAPES, TEXTURES, Look, background, paint
 from locus_lightning.data.source import CueDataset, CueKey, CueSource, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Box, CueSample, SceneObject
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 42),
-    "green": (40, 150, 66),
-    "blue": (38, 84, 200),
-    "yellow": (240, 206, 40),
-    "orange": (242, 134, 30),
-    "purple": (130, 58, 166),
-    "white": (244, 244, 240),
-    "black": (24, 24, 28),
-    "pink": (240, 140, 180),
-    "cyan": (50, 190, 200),
-}
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-TEXTURES = ("plain", "stripes", "dots", "checks")
 _SPLITS: dict[Split, int] = {"train": 0, "val": 1}
 
 
 @dataclass(frozen=True)
-class Look:
-    """What an object looks like."""
+class Scene:
+    """A drawn image with its objects: boxes in pixels, and looks."""
 
-    shape: str
-    colour: str
-    texture: str
+    image: Image.Image
+    boxes: tuple[Box, ...]
+    looks: tuple[Look, ...]
 
     @property
-    def label(self) -> str:
-        """In words, such as "red striped circle"."""
-        adjective = {"plain": "", "stripes": "striped ", "dots": "dotted ", "checks": "checked "}[self.texture]
-        return f"{self.colour} {adjective}{self.shape}"
+    def objects(self) -> list[SceneObject]:
+        """As a cue sampler is given them."""
+        return [SceneObject(box, look.label, i) for i, (box, look) in enumerate(zip(self.boxes, self.looks, strict=True))]
 
 
 class SceneCues(CueSource):
@@ -91,12 +77,13 @@ class SceneCues(CueSource):
         """See :meth:`CueSource.dataset`."""
         return _Scenes(self, split, seed)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Image.Image, list[SceneObject]]:
-        """One scene: the image and its objects, drawn back to front; an object never hides more than a tenth of another's box."""
-        image = _background(self.image_size, self.background == "plain", self.clutter, rng)
-        found: list[SceneObject] = []
-        for i in range(int(rng.integers(self.objects[0], self.objects[1] + 1))):
-            box = self._place([o.box for o in found], rng)
+    def draw(self, rng: np.random.Generator) -> Scene:
+        """One scene; its objects are drawn back to front and never hide more than a tenth of one another's boxes."""
+        image = background(self.image_size, self.background == "plain", self.clutter, rng)
+        boxes: list[Box] = []
+        looks: list[Look] = []
+        for _ in range(int(rng.integers(self.objects[0], self.objects[1] + 1))):
+            box = self._place(boxes, rng)
             if box is None:
                 break
             look = Look(
@@ -104,16 +91,35 @@ class SceneCues(CueSource):
                 list(COLOURS)[int(rng.integers(len(COLOURS)))],
                 TEXTURES[int(rng.integers(len(TEXTURES)))] if self.textures else "plain",
             )
-            _paint(image, box, look)
-            found.append(SceneObject(box, look.label, i))
-        return image, found
+            paint(image, box, look)
+            boxes.append(box)
+            looks.append(look)
+        return Scene(image, tuple(boxes), tuple(looks))
+
+    def cue(self, name: str, rng: np.random.Generator) -> CueSample:
+        """One sample from a scene of its own.
+
+        Raises:
+            ConfigError: no scene holds an object that the cue sampler takes.
+        """
+        sampler = self.cue_sampler
+        for _ in range(200):
+            scene = self.draw(rng)
+            window = sampler.choose(sampler.sample(scene.image.size, scene.objects, rng) or [], rng)
+            if window is not None:
+                x1, y1, x2, y2 = window.box
+                return CueSample(name, scene.image, sampler.cue(scene.image, window), (float(x1), float(y1), float(x2), float(y2)))
+        raise ConfigError(
+            f"SceneCues draws no object that the cue sampler takes (mix {sampler.mix}, min_side {sampler.min_side}): "
+            f"widen object_size {self.object_size} or the mix."
+        )
 
     def _place(self, taken: list[Box], rng: np.random.Generator) -> Box | None:
         low, high = np.log(self.object_size)
-        for _ in range(30):
-            w, h = (max(3, round(self.image_size * float(np.exp(rng.uniform(low, high))))) for _ in range(2))
+        for u, v, a, b in rng.random((30, 4)).tolist():
+            w, h = (max(3, round(self.image_size * float(np.exp(low + (high - low) * r)))) for r in (u, v))
             w, h = min(w, 2 * h), min(h, 2 * w)
-            x, y = int(rng.integers(self.image_size - w + 1)), int(rng.integers(self.image_size - h + 1))
+            x, y = int(a * (self.image_size - w + 1)), int(b * (self.image_size - h + 1))
             box = (float(x), float(y), float(x + w), float(y + h))
             if all(_overlap(box, other) <= 0.1 for other in taken):
                 return box
@@ -129,18 +135,7 @@ class _Scenes(CueDataset):
 
     def __getitem__(self, key: CueKey) -> CueSample:
         rng = np.random.default_rng([self.seed, _SPLITS[self.split], *key])
-        sampler = self.source.cue_sampler
-        for _ in range(200):
-            image, objects = self.source.draw(rng)
-            window = sampler.choose(sampler.sample(image.size, objects, rng) or [], rng)
-            if window is not None:
-                x1, y1, x2, y2 = window.box
-                name = f"scene-{self.split}-{key[0]}-{key[1]}"
-                return CueSample(name, image, crop_cue(image, window), (float(x1), float(y1), float(x2), float(y2)))
-        raise ConfigError(
-            f"SceneCues draws no object that the cue sampler takes (mix {sampler.mix}, min_side {sampler.min_side}): "
-            f"widen object_size {self.source.object_size} or the mix."
-        )
+        return self.source.cue(f"scene-{self.split}-{key[0]}-{key[1]}", rng)
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -148,58 +143,3 @@ def _overlap(a: Box, b: Box) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
     return max(0.0, w) * max(0.0, h) / smaller
-
-
-def _background(side: int, plain: bool, clutter: int, rng: np.random.Generator) -> Image.Image:
-    """A grey, or a soft gradient; thin strokes on it."""
-    corners = np.full((1, 1, 3), 122) if plain else rng.integers(90, 190, (2, 2, 3))
-    corners = corners.astype(np.uint8)
-    image = Image.fromarray(corners).resize((side, side), Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(image)
-    for _ in range(clutter):
-        x, y = rng.integers(0, side, 2)
-        dx, dy = rng.integers(-side // 8, side // 8 + 1, 2)
-        grey = tuple(int(v) for v in rng.integers(70, 210, 3))
-        pen.line((int(x), int(y), int(x + dx), int(y + dy)), fill=grey, width=max(1, side // 96))
-    return image
-
-
-def _paint(image: Image.Image, box: Box, look: Look) -> None:
-    """Draw an object so that it touches all four sides of its box."""
-    x1, y1, x2, y2 = (int(v) for v in box)
-    w, h = x2 - x1, y2 - y1
-    mask = Image.new("L", (w, h), 0)
-    _outline(ImageDraw.Draw(mask), look.shape, w, h)
-    rgb = COLOURS[look.colour]
-    image.paste(_fill(w, h, rgb, look.texture), (x1, y1), mask)
-
-
-def _outline(pen: ImageDraw.ImageDraw, shape: str, w: int, h: int) -> None:
-    r, b = w - 1, h - 1
-    if shape == "circle":
-        pen.ellipse((0, 0, r, b), fill=255)
-    elif shape == "square":
-        pen.rectangle((0, 0, r, b), fill=255)
-    elif shape == "triangle":
-        pen.polygon([(r / 2, 0), (r, b), (0, b)], fill=255)
-    elif shape == "diamond":
-        pen.polygon([(r / 2, 0), (r, b / 2), (r / 2, b), (0, b / 2)], fill=255)
-    elif shape == "cross":
-        pen.rectangle((0, h // 3, r, b - h // 3), fill=255)
-        pen.rectangle((w // 3, 0, r - w // 3, b), fill=255)
-    else:
-        pen.ellipse((0, 0, r, b), fill=255)
-        pen.ellipse((w * 0.3, h * 0.3, w * 0.7, h * 0.7), fill=0)
-
-
-def _fill(w: int, h: int, rgb: tuple[int, int, int], texture: str) -> Image.Image:
-    y, x = np.mgrid[0:h, 0:w]
-    step = max(2, min(w, h) // 5)
-    dark = {
-        "plain": np.zeros((h, w), bool),
-        "stripes": (x + y) // step % 2 == 0,
-        "dots": (x % (2 * step) - step) ** 2 + (y % (2 * step) - step) ** 2 < (step * 0.6) ** 2,
-        "checks": (x // step + y // step) % 2 == 0,
-    }[texture]
-    pixels = np.where(dark[..., None], np.array(rgb) * 0.55, np.array(rgb))
-    return Image.fromarray(pixels.astype(np.uint8))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import Dataset
 
-from locus_lightning.types import CueSample
+from locus_lightning.types import CueSample, Question
 
 Split = Literal["train", "val"]
+
+Sample = CueSample | Question
 
 
 class CueKey(NamedTuple):
@@ -23,27 +26,28 @@ class CueKey(NamedTuple):
 class CueBatch:
     """Samples of one step. Not a list: precision plugins walk into sequences to cast tensors and refuse frozen records there."""
 
-    def __init__(self, samples: Iterable[CueSample]) -> None:
-        self._samples = tuple(samples)
+    def __init__(self, samples: Iterable[Sample | tuple[Sample, ...]]) -> None:
+        flat = (sample if isinstance(sample, tuple) else (sample,) for sample in samples)
+        self._samples: tuple[Any, ...] = tuple(itertools.chain.from_iterable(flat))
 
     def __len__(self) -> int:
         """Samples."""
         return len(self._samples)
 
-    def __iter__(self) -> Iterator[CueSample]:
-        """The samples in order."""
+    def __iter__(self) -> Iterator[Any]:
+        """The samples in order: cue samples in reinforcement, plain questions among them in supervised training."""
         return iter(self._samples)
 
 
-class CueDataset(Dataset[CueSample], ABC):
+class CueDataset(Dataset[Any], ABC):
     """A map from :class:`CueKey` to samples, the same in every worker process."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, key: CueKey) -> CueSample:
-        """The sample of a key; a corrupt image is replaced by the next one and noted on the sample."""
+    def __getitem__(self, key: CueKey) -> Any:
+        """The sample of a key, or a tuple of samples that belong together; a corrupt image is replaced by the next one and noted on the sample."""
 
 
 class CueSource(ABC):

@@ -1,0 +1,80 @@
+"""Words instead of a crop: the control of the paper's cue-modality ablation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from locus_lightning.cue_samplers.base import crop_cue
+from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.errors import DataError
+from locus_lightning.types import Cue, CueWindow, SceneObject, Size, SizeBin
+
+MOST_WORDS = 25
+"""A referring expression is shorter than this (paper section 5, cue modality)."""
+
+
+class TextCues(ObjectCues):
+    """The same windows as :class:`ObjectCues`, described in words: the model sees image and expression, no crop.
+
+    Args:
+        expressions: file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it; null takes each
+            object's label where no other object of its image has the same.
+        mix: see :class:`ObjectCues`.
+        min_side: see :class:`ObjectCues`.
+        padding: see :class:`ObjectCues`.
+        augmented: see :class:`ObjectCues`.
+    """
+
+    def __init__(
+        self,
+        expressions: str | None = None,
+        mix: Mapping[SizeBin, float] | None = None,
+        min_side: int = 16,
+        padding: tuple[float, float] = (0.0, 0.1),
+        augmented: list[SizeBin] | None = None,
+    ) -> None:
+        super().__init__(mix, min_side, padding, scale=(1.0, 1.0), augmented=augmented)
+        self.expressions = read_expressions(Path(expressions).expanduser()) if expressions else None
+
+    def sample(self, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow] | None:
+        """Windows of the objects that words can single out; ``label`` holds the words."""
+        windows = super().sample(image_size, objects, rng) or []
+        if self.expressions is not None:
+            said = self.expressions
+            return [replace(w, label=said[str(w.object_id)]) for w in windows if str(w.object_id) in said] or None
+        labels = Counter(found.label for found in objects)
+        return [w for w in windows if w.label and labels[w.label] == 1] or None
+
+    def cue(self, image: Image.Image, window: CueWindow) -> Cue:
+        """The words; the crop beside them is for people who look at the run."""
+        return replace(crop_cue(image, window), text=window.label)
+
+
+def read_expressions(path: Path) -> dict[str, str]:
+    """Expressions by object id.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not an object with ``id`` and a ``text`` of 1 to 24 words.
+    """
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as cause:
+        raise DataError(f"the expressions {path} cannot be read ({cause.strerror}).") from cause
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            key, text = str(row["id"]).rsplit("-", 1)[-1], str(row["text"]).strip()
+        except (ValueError, KeyError, TypeError) as cause:
+            raise DataError(f'{path}, line {number}, is not {{"id": ..., "text": ...}} ({cause}).') from cause
+        if not 0 < len(text.split()) < MOST_WORDS:
+            raise DataError(f"{path}, line {number}: the expression has {len(text.split())} words; give 1 to {MOST_WORDS - 1}.")
+        found[key] = text
+    return found

@@ -1,0 +1,274 @@
+"""Lessons about drawn scenes: what a small model is taught before it is asked to search. Boxes are written in the model's frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from locus_lightning.data.drawing import COLOURS, SHAPES, Look
+from locus_lightning.data.scenes import Scene, SceneCues
+from locus_lightning.data.source import CueDataset, CueKey, CueSource, Sample, Split
+from locus_lightning.errors import ConfigError
+from locus_lightning.types import Box, IntBox, Question
+
+_SPLITS: dict[Split, int] = {"train": 0, "val": 1}
+_TEXTURE_WORDS = {"plain": "plain", "stripes": "striped", "dots": "dotted", "checks": "checked"}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Question and answer about a scene; ``{0}``, ``{1}``, ... stand for ``boxes``."""
+
+    text: str
+    answer: str
+    boxes: tuple[Box, ...] = ()
+    crop: IntBox | None = None
+
+
+def matching(looks: Sequence[Look], **wanted: str) -> list[int]:
+    """Indices of the looks with these attributes."""
+    return [i for i, look in enumerate(looks) if all(getattr(look, name) == value for name, value in wanted.items())]
+
+
+def phrase(looks: Sequence[Look], index: int, rng: np.random.Generator, leave_out: str = "") -> str | None:
+    """Words that fit the look at ``index`` and no other, by a random choice of attributes; None where there are none.
+
+    ``leave_out`` names an attribute that must not be said, because it is what is asked for.
+    """
+    look = looks[index]
+    kinds = [("colour", "shape"), ("shape",), ("colour",), ("texture", "shape"), ("colour", "texture"), ("colour", "texture", "shape")]
+    kinds = [kind for kind in kinds if leave_out not in kind]
+    for k in rng.permutation(len(kinds)):
+        named = {name: getattr(look, name) for name in kinds[k]}
+        if len(matching(looks, **named)) == 1:
+            words = [_TEXTURE_WORDS[value] if name == "texture" else value for name, value in named.items()]
+            return " ".join(words if "shape" in named else [*words, "thing"])
+    return None
+
+
+def _some(scene: Scene, rng: np.random.Generator) -> int:
+    return int(rng.integers(len(scene.boxes)))
+
+
+def list_objects(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """All objects with their boxes, from left to right."""
+    order = sorted(range(len(scene.boxes)), key=lambda i: scene.boxes[i])
+    answer = "; ".join(f"{scene.looks[i].label} {{{n}}}" for n, i in enumerate(order))
+    return Lesson("List all objects.", answer, tuple(scene.boxes[i] for i in order))
+
+
+def ground(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """The box of a phrase."""
+    i = _some(scene, rng)
+    words = phrase(scene.looks, i, rng)
+    return words and Lesson(f"Where is the {words}?", "{0}", (scene.boxes[i],))  # type: ignore[return-value]
+
+
+def name_box(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """What is in a box."""
+    i = _some(scene, rng)
+    return Lesson("What is at {0}?", scene.looks[i].label, (scene.boxes[i],))
+
+
+def name_crop(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """What a crop shows, cut out as a cue is."""
+    i = _some(scene, rng)
+    x1, y1, x2, y2 = scene.boxes[i]
+    dx, dy = (float(rng.uniform(0, 0.1)) * side for side in (x2 - x1, y2 - y1))
+    side = scene.image.width
+    crop = (max(0, round(x1 - dx)), max(0, round(y1 - dy)), min(side, round(x2 + dx)), min(side, round(y2 + dy)))
+    return Lesson("What is this?", scene.looks[i].label, crop=crop)
+
+
+def attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """The colour or shape of an object that is named by its other attributes."""
+    i = _some(scene, rng)
+    asked = ("colour", "shape")[int(rng.integers(2))]
+    words = phrase(scene.looks, i, rng, leave_out=asked)
+    return words and Lesson(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked))  # type: ignore[return-value]
+
+
+def count(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """How many objects have a colour or a shape."""
+    look = scene.looks[_some(scene, rng)]
+    if rng.random() < 0.5:
+        return Lesson(f"How many {look.colour} things are there?", str(len(matching(scene.looks, colour=look.colour))))
+    plural = look.shape + ("es" if look.shape == "cross" else "s")
+    return Lesson(f"How many {plural} are there?", str(len(matching(scene.looks, shape=look.shape))))
+
+
+def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """Which of two objects is further left, or higher."""
+    pair = _pair(scene, rng)
+    if pair is None:
+        return None
+    a, b, axis, answer = pair
+    sides = ("left", "right") if axis == 0 else ("above", "below")
+    where = "on the left or right side of" if axis == 0 else "above or below"
+    return Lesson(f"Is the {a} {where} the {b}?", sides[answer])
+
+
+def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """As :func:`attribute`, with four lettered options."""
+    plain = attribute(scene, rng)
+    if plain is None:
+        return None
+    pool = list(COLOURS) if plain.answer in COLOURS else list(SHAPES)
+    wrong = [word for word in pool if word != plain.answer]
+    options = [plain.answer, *(wrong[int(k)] for k in rng.permutation(len(wrong))[:3])]
+    return _lettered(plain.text, options, rng)
+
+
+def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """As :func:`relation`, with two lettered options."""
+    plain = relation(scene, rng)
+    if plain is None:
+        return None
+    other = {"left": "right", "right": "left", "above": "below", "below": "above"}[plain.answer]
+    return _lettered(plain.text, [plain.answer, other], rng)
+
+
+def _lettered(question: str, options: list[str], rng: np.random.Generator) -> Lesson:
+    order = rng.permutation(len(options))
+    text = with_options(question, [options[k] for k in order])
+    return Lesson(text, "ABCD"[int(np.flatnonzero(order == 0)[0])])
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """A multiple-choice question as V*Bench writes it."""
+    lines = "".join(f"\n({letter}) {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
+    return f"{question}{lines}\nAnswer with the option's letter from the given choices directly."
+
+
+def _pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, int, int] | None:
+    """Two named objects that lie apart along an axis: their phrases, the axis, and 0 where the first has the lower coordinate."""
+    if len(scene.boxes) < 2:
+        return None
+    i, j = (int(k) for k in rng.permutation(len(scene.boxes))[:2])
+    axis = int(rng.integers(2))
+    centres = [(scene.boxes[k][axis] + scene.boxes[k][axis + 2]) / 2 for k in (i, j)]
+    a, b = phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)
+    if a is None or b is None or abs(centres[0] - centres[1]) < 0.1 * scene.image.width:
+        return None
+    return a, b, axis, int(centres[0] > centres[1])
+
+
+TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
+    "list": list_objects,
+    "ground": ground,
+    "name_box": name_box,
+    "name_crop": name_crop,
+    "attribute": attribute,
+    "count": count,
+    "relation": relation,
+    "choose_attribute": choose_attribute,
+    "choose_relation": choose_relation,
+}
+"""Kinds of lesson; ``cue`` beside them is the search itself."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum.
+
+    Args:
+        epochs: epochs it lasts; the last stage lasts to the end.
+        scenes: what is drawn.
+        mix: share of each kind of lesson: list, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
+            choose_relation, and cue (the search in its own format).
+        cues: scenes of the ``cue`` lessons; null: ``scenes``.
+    """
+
+    epochs: int
+    scenes: SceneCues
+    mix: dict[str, float]
+    cues: SceneCues | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.mix) - {*TASKS, "cue"})
+        if unknown or not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
+            raise ConfigError(
+                f"SceneLessons: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join(TASKS)}, cue"
+                + (f" (unknown: {', '.join(unknown)})." if unknown else ".")
+            )
+        if self.epochs < 1:
+            raise ConfigError(f"SceneLessons: a stage lasts {self.epochs} epochs; it is at least 1.")
+
+
+class SceneLessons(CueSource):
+    """A mixture of supervised tasks on generated scenes, in stages that grow harder.
+
+    Args:
+        stages: the curriculum.
+        held_out: cue search to validate on, beside lessons of the last stage.
+        per_scene: lessons about one scene; those about the whole picture share its vision features and prompt.
+        train_size: scenes an epoch.
+        val_size: held-out samples; a third of them are cues of ``held_out``, the rest lessons, each kind as often.
+    """
+
+    def __init__(self, stages: list[Stage], held_out: SceneCues, per_scene: int = 6, train_size: int = 32000, val_size: int = 768) -> None:
+        if not stages or min(train_size, per_scene) < 1 or val_size < 3:
+            raise ConfigError(
+                f"SceneLessons: {len(stages)} stages, per_scene {per_scene}, train_size {train_size} (at least 1 each), "
+                f"val_size {val_size} (at least 3)."
+            )
+        self.stages, self.held_out, self.per_scene = stages, held_out, per_scene
+        self.train_size, self.val_size = train_size, val_size
+
+    def dataset(self, split: Split, seed: int) -> CueDataset:
+        """See :meth:`CueSource.dataset`."""
+        return _Lessons(self, split, seed)
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage of an epoch."""
+        for stage in self.stages:
+            if epoch < stage.epochs:
+                return stage
+            epoch -= stage.epochs
+        return self.stages[-1]
+
+
+class _Lessons(CueDataset):
+    def __init__(self, source: SceneLessons, split: Split, seed: int) -> None:
+        self.source, self.split, self.seed = source, split, seed
+        self.held_out = source.held_out.dataset("val", seed)
+
+    def __len__(self) -> int:
+        return self.source.train_size if self.split == "train" else self.source.val_size
+
+    def __getitem__(self, key: CueKey) -> Sample | tuple[Sample, ...]:
+        rng = np.random.default_rng([self.seed, 2 + _SPLITS[self.split], *key])
+        name = f"lesson-{self.split}-{key[0]}-{key[1]}"
+        if self.split == "train":
+            return lessons(name, self.source.stage(key[0]), self.source.per_scene, rng)
+        cues = self.source.val_size // 3
+        if key[1] < cues:
+            return self.held_out[CueKey(0, key[1])]
+        task = list(TASKS)[key[1] % len(TASKS)]
+        return lessons(name, replace(self.source.stages[-1], mix={task: 1.0}), 1, rng)
+
+
+def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> tuple[Sample, ...]:
+    """``number`` lessons about one scene, of kinds drawn from the stage's mix; no two say the same.
+
+    Raises:
+        ConfigError: the scenes give no such lesson, such as a relation among single objects.
+    """
+    tasks, shares = list(stage.mix), np.array(list(stage.mix.values()))
+    found: dict[str, Sample] = {}
+    for attempt in range(200):
+        if attempt % 20 == 0:
+            scene = stage.scenes.draw(rng)
+        task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
+        if task == "cue":
+            found.setdefault("cue", (stage.cues or stage.scenes).cue(name, rng))
+        else:
+            made = TASKS[task](scene, rng)
+            if made:
+                image = scene.image if made.crop is None else scene.image.crop(made.crop)
+                found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task))
+        if len(found) == number or (found and attempt == 19):
+            return tuple(found.values())
+    raise ConfigError(f"SceneLessons: scenes with {stage.scenes.objects} objects give no lesson of {tasks}; change the mix.")
