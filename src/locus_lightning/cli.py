@@ -20,6 +20,8 @@ training and evaluation (every option of model, data and trainer is available: l
 
 beside them
   plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]
+  data       build a cue corpus, look through it             locus data build | inspect | text-cues
+  smallstar  write a benchmark of small things to a folder   locus smallstar FOLDER
   toy        write a toy checkpoint of a real architecture   locus toy llava FOLDER
 
   --version, --help
@@ -48,6 +50,14 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning.commands import plugins_command
 
         raise SystemExit(plugins_command(arguments[1:]))
+    elif command == "data":
+        from locus_lightning.data_commands import data_command
+
+        raise SystemExit(data_command(arguments[1:]))
+    elif command == "smallstar":
+        from locus_lightning.data_commands import smallstar_command
+
+        raise SystemExit(smallstar_command(arguments[1:]))
     elif command == "toy":
         from locus_lightning.commands import toy_command
 
@@ -57,4 +67,6 @@ def _dispatch(arguments: list[str]) -> None:
 
         run(arguments)
     else:
-        raise LocusError(f"there is no command {command!r}; choose fit, validate, test, predict, plugins or toy (locus --help).")
+        raise LocusError(
+            f"there is no command {command!r}; choose fit, validate, test, predict, plugins, data, smallstar or toy (locus --help)."
+        )

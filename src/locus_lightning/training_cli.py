@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import locus_lightning.data.coco
+import locus_lightning.data.corpus
 import locus_lightning.data.lessons
 import locus_lightning.data.scenes  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.callbacks.checkpoints import Checkpoints

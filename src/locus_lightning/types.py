@@ -34,7 +34,7 @@ Size = tuple[int, int]
 SizeBin = Literal["tiny", "small", "medium", "large"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SceneObject:
     """An annotated object of an image.
 
@@ -46,7 +46,7 @@ class SceneObject:
     id: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CueWindow:
     """Where to crop, before anything is cropped.
 

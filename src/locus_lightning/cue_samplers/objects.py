@@ -46,11 +46,12 @@ class ObjectCues(CueSampler):
 
     def sample(self, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow] | None:
         """One window an object, where the object is large enough and its size bin is wanted."""
-        windows = (self._window(image_size, found, rng) for found in objects)
+        paddings = rng.uniform(*self.padding, len(objects)).tolist()
+        scales = rng.uniform(*self.scale, len(objects)).tolist()
+        windows = (self._window(image_size, *drawn) for drawn in zip(objects, paddings, scales, strict=True))
         return [w for w in windows if w is not None and w.size_bin in self.mix] or None
 
-    def _window(self, image_size: Size, found: SceneObject, rng: np.random.Generator) -> CueWindow | None:
-        padding, scale = float(rng.uniform(*self.padding)), float(rng.uniform(*self.scale))
+    def _window(self, image_size: Size, found: SceneObject, padding: float, scale: float) -> CueWindow | None:
         augment = size_bin(clip_box(found.box, image_size), image_size) in self.augmented
         box = found.box
         if augment:

@@ -76,7 +76,8 @@ def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], le
             left_out["bad boxes"] += 1
         else:
             objects[annotation.image_id].append(SceneObject(box, names.get(annotation.category_id, ""), annotation.id))
-    return [CocoImage(i.id, str(folder / i.file_name), sizes[i.id], tuple(objects[i.id])) for i in content.images if i.id in objects]
+    above = str(folder / "x")[:-1]
+    return [CocoImage(i.id, above + i.file_name, sizes[i.id], tuple(objects[i.id])) for i in content.images if i.id in objects]
 
 
 def _decode(path: Path) -> _File:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -109,10 +110,19 @@ def open_file(entry: CueEntry) -> Image.Image:
     Raises:
         OSError, ValueError: it does not open, or is not of the annotated size.
     """
-    with Image.open(entry.path) as file:
-        image = file.convert("RGB")
-    if image.size != entry.size:
-        raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {entry.size[0]}x{entry.size[1]}")
+    return decode_image(entry.path, entry.size)
+
+
+def decode_image(file: str | io.BytesIO, size: Size) -> Image.Image:
+    """A picture of a known size as RGB.
+
+    Raises:
+        OSError, ValueError: it does not open, or is of another size.
+    """
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if image.size != size:
+        raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {size[0]}x{size[1]}")
     return image
 
 
@@ -121,6 +131,11 @@ def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:
     if len(windows) < 2:
         return list(windows)
     boxes: list[Box] = [(float(w.box[0]), float(w.box[1]), float(w.box[2]), float(w.box[3])) for w in windows]
+    corners = np.array(boxes)
+    reach = 0.2 * (corners[:, 2:] - corners[:, :2]).max(axis=1)
+    apart = np.abs(corners[:, None] - corners[None]).max(axis=-1) > reach[:, None]
+    if int((~apart).sum()) == len(boxes):  # nobody is near enough to anybody: the usual case, and quick to see
+        return list(windows)
     close = pairwise_iou(boxes, boxes) > 0.9
     kept: list[int] = []
     for i in range(len(windows)):

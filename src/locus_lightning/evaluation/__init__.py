@@ -1,0 +1,1 @@
+"""Downstream evaluation: plain image + question, never a cue."""
