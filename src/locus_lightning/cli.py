@@ -17,6 +17,7 @@ training and evaluation (every option of model, data and trainer is available: l
   validate   figures on held-out cues                locus validate --config C.yaml --ckpt_path last
   test       the same on the test loader
   predict    one answer a line, as a JSON file       locus predict --config C.yaml --ckpt_path last
+  study      runs that differ in one thing each        locus study configs/studies/paper_small.yaml
 
 beside them
   plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]
@@ -54,6 +55,10 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning.data_commands import data_command
 
         raise SystemExit(data_command(arguments[1:]))
+    elif command == "study":
+        from locus_lightning.study import study_command
+
+        raise SystemExit(study_command(arguments[1:]))
     elif command == "smallstar":
         from locus_lightning.data_commands import smallstar_command
 
@@ -68,5 +73,5 @@ def _dispatch(arguments: list[str]) -> None:
         run(arguments)
     else:
         raise LocusError(
-            f"there is no command {command!r}; choose fit, validate, test, predict, plugins, data, smallstar or toy (locus --help)."
+            f"there is no command {command!r}; choose fit, validate, test, predict, study, plugins, data, smallstar or toy (locus --help)."
         )

@@ -26,14 +26,24 @@ class CueDataModule(L.LightningDataModule):
         val_batch_size: prompts decoded together in validation.
         num_workers: loader processes; the samples are the same for any number.
         seed: of the order and of everything random in the samples.
+        val_source: where validation samples come from; null: the ``val`` split of ``source``.
     """
 
-    def __init__(self, source: CueSource, batch_size: int = 32, val_batch_size: int = 32, num_workers: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: CueSource,
+        batch_size: int = 32,
+        val_batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_source: CueSource | None = None,
+    ) -> None:
         super().__init__()
         if min(batch_size, val_batch_size) < 1 or num_workers < 0:
             raise ConfigError(
                 f"data.batch_size is {batch_size}, val_batch_size {val_batch_size} (at least 1), num_workers {num_workers} (at least 0)."
             )
+        self.val_source = val_source or source
         self.source, self.batch_size, self.val_batch_size = source, batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.quarantine: dict[str, str] = {}
@@ -43,10 +53,11 @@ class CueDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the source and open its splits."""
         self.source.check()
+        self.val_source.check()
         splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
         for split in splits:
             if split not in self.datasets:
-                self.datasets[split] = self.source.dataset(split, self.seed)
+                self.datasets[split] = (self.source if split == "train" else self.val_source).dataset(split, self.seed)
         if stage == "fit" and len(self.datasets["train"]) < self.batch_size * self._world():
             raise ConfigError(
                 f"data.batch_size is {self.batch_size} on {self._world()} process(es) but there are only "

@@ -1,0 +1,92 @@
+"""SmallStar, V*Bench's format, and the reading of answers."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from locus_lightning.data.drawing import COLOURS
+from locus_lightning.data.smallstar import KINDS, write_smallstar
+from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.evaluation.vstar import extract_letter, options_of, read_vstar
+
+OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "the left side"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A", "A"),
+        ("(B)", "B"),
+        ("b.", "B"),
+        ("C) light green", "C"),
+        ("D. the left side", "D"),
+        ("<think>red or B</think><answer>B</answer>", "B"),
+        ("<think>It is A. No.</think> The answer is (C).", "C"),
+        ("The answer is **B**", "B"),
+        ("Answer: A", "A"),
+        ("red", "A"),
+        ("It is red.", "A"),
+        ("the left side", "D"),
+        ("light green", "C"),
+        ("green", "B"),
+        ("It is light green", None),  # two options' words
+        ("red or the left side", None),
+        ("E", None),
+        ("", None),
+        ("<think>A", None),
+        ("I cannot tell", None),
+    ],
+)
+def test_answers_are_read(text, letter):
+    assert extract_letter(text, OPTIONS) == letter
+
+
+def test_options_are_read_from_the_question():
+    assert options_of("What?\n(A) red\n(B) dark blue\nAnswer with (A) or (B).") == {"A": "red", "B": "dark blue"}
+
+
+def test_smallstar_is_in_vstars_format_and_true(tmp_path):
+    write_smallstar(tmp_path / "s", number=12)
+    items = read_vstar(tmp_path / "s")
+    assert [item.kind for item in items] == [KINDS[0]] * 12 + [KINDS[1]] * 12
+    for n, item in enumerate(items):
+        beside = json.loads(item.image.with_suffix(".json").read_text())
+        assert item.options[item.label] == beside["options"][0]  # the right option comes first there
+        assert set(item.options.values()) == set(beside["options"])
+        with Image.open(item.image) as picture:
+            area = picture.width * picture.height
+            for x1, y1, x2, y2 in item.boxes:
+                share = (x2 - x1) * (y2 - y1) / area
+                assert share < 0.01 if n % 2 == 0 else 0.01 <= share < 0.05
+                if "colour" in item.text and len(item.boxes) == 1 and "ring" not in item.text:
+                    middle = picture.convert("RGB").crop((int(x1), int(y1), int(x2), int(y2)))
+                    wanted = COLOURS[item.options[item.label]]
+                    exact = sum(
+                        count for count, rgb in middle.getcolors(1 << 16) if max(abs(a - b) for a, b in zip(rgb, wanted, strict=True)) < 4
+                    )
+                    assert exact > 0
+        if len(item.boxes) == 2:
+            (a, b), axis = item.boxes, 0 if "left" in item.options.values() else 1
+            first = a[axis] + a[axis + 2] < b[axis] + b[axis + 2]
+            assert beside["options"][0] == (("left", "right"), ("above", "below"))[axis][0 if first else 1]
+
+
+def test_smallstar_is_the_same_for_the_same_seed_and_other_for_another(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_smallstar(tmp_path / name, number=3, seed=seed)
+    texts = {name: (tmp_path / name / "test_questions.jsonl").read_text() for name in "abc"}
+    assert texts["a"] == texts["b"] != texts["c"]
+    with pytest.raises(ConfigError, match="not empty"):
+        write_smallstar(tmp_path / "a")
+
+
+def test_what_is_not_a_benchmark_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"holds no test_questions.jsonl"):
+        read_vstar(tmp_path)
+    (tmp_path / "test_questions.jsonl").write_text('{"image": "a.png", "text": "?"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_vstar(tmp_path)
+    (tmp_path / "test_questions.jsonl").write_text('{"image": "a.png", "text": "?", "label": "A", "category": "x", "question_id": 1}\n')
+    with pytest.raises(DataError, match="does not exist"):
+        read_vstar(tmp_path)
