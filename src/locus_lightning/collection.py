@@ -20,7 +20,7 @@ class MicroBatch:
 
     ``weights_BGT`` already hold the share of every token in its optimiser step, so the gradient does not depend on
     how the batch was split. ``old_BGT`` is None where the policy has not moved since sampling: the ratio is then 1 by
-    construction.
+    construction. ``sampled_BGT`` are the sampler's own log-probabilities, to be compared with recomputed ones.
     """
 
     prompts: tuple[Prompt, ...]
@@ -28,6 +28,7 @@ class MicroBatch:
     advantages_BG: Tensor
     mask_BGT: Tensor
     weights_BGT: Tensor
+    sampled_BGT: Tensor
     old_BGT: Tensor | None = None
     reference_BGT: Tensor | None = None
 
@@ -86,9 +87,17 @@ def token_mask(groups: Sequence[RolloutGroup], counted_BG: Tensor) -> Tensor:
     return (steps_T < lengths_BG[..., None]) & counted_BG[..., None]
 
 
+def sampled_logps(groups: Sequence[RolloutGroup]) -> Tensor:
+    """The sampler's log-probabilities (B, G, T), float32, zero beyond a completion's end."""
+    rows = [[c.generation.logps_T.float() for c in group.completions if c.generation is not None] for group in groups]
+    longest = max(len(row) for group in rows for row in group)
+    return torch.stack([torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in group]) for group in rows])
+
+
 def micro_batches(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Tensor]],
+    sampled_BGT: Tensor,
     advantages_BG: Tensor,
     mask_BGT: Tensor,
     plan: Sequence[Sequence[int]],
@@ -112,11 +121,21 @@ def micro_batches(
                 advantages_BG[list(members)],
                 mask_BGT[list(members), :, :longest],
                 weights_BGT[list(members), :, :longest] / totals[i // accumulate],
+                sampled_BGT[list(members), :, :longest],
                 None if old_BGT is None else old_BGT[list(members), :, :longest],
                 None if reference_BGT is None else reference_BGT[list(members), :, :longest],
             )
         )
     return made
+
+
+def sampler_gap(logps_BGT: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
+    """How far the sampler's log-probabilities are from those of the trainer at the same weights: mean and largest difference.
+
+    Both are the same function of the same weights, so all that is left is rounding; more means that ratios are wrong.
+    """
+    gap_BGT = (logps_BGT.float() - micro.sampled_BGT).abs() * micro.mask_BGT
+    return {"sampler_gap": gap_BGT.sum() / micro.mask_BGT.sum().clamp_min(1), "sampler_gap_max": gap_BGT.max()}
 
 
 def pack_state(batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:

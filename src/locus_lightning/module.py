@@ -16,7 +16,7 @@ from torch import Tensor
 from locus_lightning import collection
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.collection import MicroBatch, Split
-from locus_lightning.data.source import CueBatch
+from locus_lightning.data.source import CueBatch, CueKey
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import constant_groups, weight_total
 from locus_lightning.objectives.base import Objective
@@ -29,6 +29,9 @@ from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.statistics import rollout_statistics
 from locus_lightning.training import CueModule, log
 from locus_lightning.types import CueSample, Prompt, RolloutGroup
+
+_LOOKED_AT = 32
+"""Training samples whose prompts are measured against the token budget."""
 
 
 class LocusModule(CueModule):
@@ -46,6 +49,9 @@ class LocusModule(CueModule):
         validation: of the held-out answers; null: greedy, as many tokens as ``sampling``.
         group_size: G, completions a prompt (paper: 8).
         micro_batch_size: prompts of one forward and backward pass.
+        token_budget: most tokens of such a pass; null: any number. Where ``micro_batch_size`` groups at the length of the longest
+            prompt would be more, fewer go through at a time and ``trainer.accumulate_grad_batches`` grows to match: the optimiser
+            step stays the same.
         epochs: times a rollout batch is used.
         filter_groups: give no weight to groups whose rewards do not differ.
         resample: with ``filter_groups``, draw such groups anew, at most so many times (our choice; 0 as in the paper).
@@ -65,6 +71,7 @@ class LocusModule(CueModule):
         validation: Sampling | None = None,
         group_size: int = 8,
         micro_batch_size: int = 1,
+        token_budget: int | None = None,
         epochs: int = 1,
         filter_groups: bool = False,
         resample: int = 0,
@@ -79,6 +86,7 @@ class LocusModule(CueModule):
         self.rewards: list[Reward] = rewards or [IoUReward(), FormatReward()]
         self.objective: Objective = objective or GRPO()
         self.group_size, self.micro_batch_size, self.epochs = group_size, micro_batch_size, epochs
+        self.token_budget = token_budget
         self.filter_groups, self.resample, self.truncated = filter_groups, resample, truncated
         self._check_settings()
         self.buffer: deque[MicroBatch] = deque()
@@ -107,8 +115,8 @@ class LocusModule(CueModule):
         self.groups = groups
         self._rollout_stats = self.mean_over_ranks(rollout_statistics(groups, self.rewards, self.seconds))
         return collection.micro_batches(
-            prompts, completions, advantages_BG, mask_BGT, plan, self._totals(mask_BGT, plan), self.objective.reduction,
-            self.sampling.max_new_tokens, split.accumulate, old_BGT, reference_BGT,
+            prompts, completions, collection.sampled_logps(groups).to(self.device), advantages_BG, mask_BGT, plan,
+            self._totals(mask_BGT, plan), self.objective.reduction, self.sampling.max_new_tokens, split.accumulate, old_BGT, reference_BGT,
         )  # fmt: skip
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
@@ -119,6 +127,7 @@ class LocusModule(CueModule):
         logps_BGT, entropy_BGT = self.backbone.logps(micro.prompts, micro.completions, temperature=self.sampling.temperature)
         old_BGT = logps_BGT.detach() if micro.old_BGT is None else micro.old_BGT
         loss, stats = self.objective(logps_BGT, old_BGT, micro.reference_BGT, micro.advantages_BG, micro.weights_BGT, micro.mask_BGT)
+        stats |= collection.sampler_gap(old_BGT, micro)
         stats["entropy"] = (entropy_BGT * micro.mask_BGT).sum() / micro.mask_BGT.sum().clamp_min(1)
         self._note({"loss": loss.detach(), **stats})
         return loss
@@ -201,6 +210,8 @@ class LocusModule(CueModule):
             raise ConfigError("model.sampling.temperature is 0: greedy completions of a group are all alike; set it above 0.")
         if min(self.micro_batch_size, self.epochs) < 1 or self.resample < 0:
             raise ConfigError("model.micro_batch_size and model.epochs are at least 1, model.resample at least 0.")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ConfigError(f"model.token_budget is {self.token_budget}; it is at least 1 token, or null.")
         if self.resample and not self.filter_groups:
             raise ConfigError(f"model.resample is {self.resample} but model.filter_groups is false; set filter_groups: true.")
         double = [name for name, count in Counter(reward.name for reward in self.rewards).items() if count > 1]
@@ -228,6 +239,23 @@ class LocusModule(CueModule):
         self.backbone.set_trainable()
         if self.objective.kl > 0 and self.trainer.training:
             self.backbone.freeze_reference()
+        if self.token_budget and self.trainer.training:
+            self._keep_to_budget(self.token_budget)
+
+    def _keep_to_budget(self, budget: int) -> None:
+        """Lower the micro-batch, and raise the trainer's accumulation, until the longest prompts seen keep to the budget."""
+        data = self.trainer.datamodule.datasets["train"]  # type: ignore[attr-defined]
+        looked_at = sorted({round(i * (len(data) - 1) / (_LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
+        longest = max(self.backbone.prompt_length(data[CueKey(0, i)]) for i in looked_at)
+        group = self.backbone.row_tokens(longest, self.group_size, self.sampling.max_new_tokens)
+        fits = max(1, budget // group)
+        micro = max(n for n in range(1, self.micro_batch_size + 1) if self.micro_batch_size % n == 0 and n <= fits)
+        note = f"token budget {budget:,}: the longest of {len(looked_at)} prompts has {longest:,} tokens, its group {group:,}; "
+        if group > budget:
+            log.warning("%sone group is over the budget: lower group_size, max_new_tokens or the images' resolution.", note)
+        self.trainer.accumulate_grad_batches *= self.micro_batch_size // micro
+        self.micro_batch_size = micro
+        log.info("%s%d prompts a pass, %d passes an optimiser step.", note, micro, self.trainer.accumulate_grad_batches)
 
     # ---- bookkeeping -----------------------------------------------------------------------------------------------
 

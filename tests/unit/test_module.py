@@ -11,6 +11,7 @@ import torch
 from locus_lightning.collection import Split, micro_batches, pack_state, unpack_state
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.scenes import SceneCues
+from locus_lightning.data.source import CueKey
 from locus_lightning.errors import ConfigError
 from locus_lightning.module import LocusModule
 from locus_lightning.objectives.advantages import weight_total
@@ -63,7 +64,6 @@ def fixed_rollouts(make_backbone):
     """Eight prompts with ragged completions and random advantages, in float64."""
     backbone = make_backbone("llava", dtype="float64")
     source = SceneCues(image_size=96, train_size=8).dataset("train", 0)
-    from locus_lightning.data.source import CueKey
 
     prompts = backbone.encode([source[CueKey(0, i)] for i in range(8)])
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +89,18 @@ def test_the_gradient_does_not_depend_on_the_split(fixed_rollouts, reduction, mi
             own = slice(rank * per_rank, (rank + 1) * per_rank)
             plan = [list(range(i, i + micro)) for i in range(0, per_rank, micro)]
             batches = micro_batches(
-                prompts[own], completions[own], advantages[own], mask[own], plan, [total], reduction, 5, accumulate, None, None
+                prompts[own],
+                completions[own],
+                torch.zeros(mask[own].shape),
+                advantages[own],
+                mask[own],
+                plan,
+                [total],
+                reduction,
+                5,
+                accumulate,
+                None,
+                None,
             )
             for batch in batches:
                 logps, _ = backbone.logps(batch.prompts, batch.completions)
@@ -112,6 +123,56 @@ def test_accumulation_in_the_trainer_gives_the_same_step():
         results.append(torch.cat([p.detach().flatten() for p in model.backbone.hf.base_model.language_model.parameters()]))
     assert torch.allclose(results[0], results[1], atol=1e-5)
     assert torch.allclose(results[0], results[2], atol=1e-5)
+
+
+def test_a_token_budget_splits_the_pass_and_not_the_step(caplog):
+    """The same weights after a step; fewer prompts at a time, more accumulation."""
+    caplog.set_level("INFO")
+    results = []
+    for budget in (None, 10_000_000, 400, 1):
+        model = module(rewards=[LengthReward()], micro_batch_size=4, token_budget=budget, objective=GRPO(kl=0.05))
+        L.seed_everything(7)
+        run = trainer()
+        run.fit(model, datamodule=data())
+        results.append(torch.cat([p.detach().flatten() for p in model.backbone.hf.base_model.language_model.parameters()]))
+        longest = max(model.backbone.prompt_length(data_sample(i)) for i in range(16))
+        group = longest + model.group_size * model.sampling.max_new_tokens
+        fits = 4 if budget is None else max(1, min(4, budget // group))
+        assert model.micro_batch_size == {3: 2}.get(fits, fits)
+        assert run.accumulate_grad_batches * model.micro_batch_size == 4
+    for other in results[1:]:
+        assert torch.allclose(results[0], other, atol=1e-5)
+    assert "1 prompts a pass" in caplog.text
+    assert "over the budget" in caplog.text
+
+
+def data_sample(i):
+    source = data()
+    source.setup("fit")
+    return source.datasets["train"][CueKey(0, i)]
+
+
+def test_sampler_and_trainer_agree_at_every_first_use():
+    """The gap that is logged is rounding alone, with one update a rollout batch and with several."""
+    for settings in ({}, {"micro_batch_size": 2, "epochs": 2}):
+        model = module(rewards=[LengthReward()], **settings)
+        model.sampling = replace(model.sampling, temperature=0.7)
+        seen = []
+        original = model._note
+        model._note = lambda stats, seen=seen, original=original: (seen.append(stats["sampler_gap_max"].item()), original(stats))
+        trainer(max_steps=4).fit(model, datamodule=data())
+        assert len(seen) >= 4
+        assert max(seen) < 1e-5
+
+
+def test_a_sampler_that_lies_is_seen():
+    from locus_lightning.collection import MicroBatch, sampler_gap
+
+    mask = torch.tensor([[[True, True, False]]])
+    micro = MicroBatch((), (), torch.zeros(1, 1), mask, mask.float(), torch.tensor([[[-1.0, -2.0, 0.0]]]))
+    gap = sampler_gap(torch.tensor([[[-1.5, -2.0, -9.0]]]), micro)
+    assert gap["sampler_gap"].item() == pytest.approx(0.25)
+    assert gap["sampler_gap_max"].item() == pytest.approx(0.5)
 
 
 def test_a_rollout_batch_is_reused_for_mini_batches_and_epochs():
@@ -238,7 +299,9 @@ def test_split_arithmetic():
 
 def test_a_half_used_rollout_batch_survives_packing(fixed_rollouts):
     _, prompts, completions, advantages, mask = fixed_rollouts
-    batches = micro_batches(prompts, completions, advantages, mask, [[0, 1], [2, 3]], [1.0, 1.0], "token", 5, 1, None, None)
+    batches = micro_batches(
+        prompts, completions, torch.zeros(mask.shape), advantages, mask, [[0, 1], [2, 3]], [1.0, 1.0], "token", 5, 1, None, None
+    )
     again = unpack_state(pack_state(batches))
     assert torch.equal(again[1].prompts[0].ids_P, prompts[2].ids_P)
     assert again[0].prompts[0].features is None

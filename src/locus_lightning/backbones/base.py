@@ -112,6 +112,14 @@ class Backbone(nn.Module, ABC):
         """Text of a completion, special tokens left out."""
 
     @abstractmethod
+    def prompt_length(self, sample: CueSample | Question) -> int:
+        """Tokens of a sample's prompt, images included; nothing is run."""
+
+    @abstractmethod
+    def row_tokens(self, prompt: int, group: int, completion: int) -> int:
+        """Tokens that a forward pass spends on a group: one shared prompt, or one prompt a completion."""
+
+    @abstractmethod
     def logps(
         self,
         prompts: Sequence[Prompt],

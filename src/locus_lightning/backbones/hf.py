@@ -6,6 +6,7 @@ A family's file holds only its differences: frame, images, positions.
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,9 +23,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 from locus_lightning.backbones import loading, toy
 from locus_lightning.backbones.base import Backbone, CuePrompt
 from locus_lightning.backbones.loading import LoRA
-from locus_lightning.backbones.packing import lay_out
+from locus_lightning.backbones.packing import lay_out, why_not
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample, Prompt, Question
+
+log = logging.getLogger(__name__)
 
 _TOWER_PROMPTS = 16
 """Prompts whose images go through the frozen tower at a time."""
@@ -82,6 +85,7 @@ class HFBackbone(Backbone):
         self.model: Any = None
         self.processor: Any = None
         self.reference: nn.Module | None = None
+        self.packs = True
         self._vision_moves = train_vision
         self._changed: set[str] = set()
 
@@ -107,6 +111,11 @@ class HFBackbone(Backbone):
             self.processor = loading.load_processor(source, self.trust_remote_code)
             self.model = loading.load_model(source, self.dtype, self.quantize, self.lora, self.trust_remote_code)
         self.prepare_processor()
+        reason = why_not(self.hf.config)
+        self.packs = reason is None
+        if self.share_prefix and reason:
+            log.warning("%s cannot share a prompt among its completions (%s): the plain batch is run, at the price of a prompt each.",
+                        self.checkpoint, reason)  # fmt: skip
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # rollout, reference and update must be the same function
@@ -314,6 +323,16 @@ class HFBackbone(Backbone):
         banned = torch.tensor(self.banned_ids, device=logits.device)
         return logits.index_fill(-1, banned, float("-inf"))
 
+    def prompt_length(self, sample: CueSample | Question) -> int:
+        """See :meth:`Backbone.prompt_length`."""
+        turn = self.turn(sample)
+        (prompt,) = self.tensors([self.prompt_text(turn)], [[part for part in turn if not isinstance(part, str)]])
+        return len(prompt.ids_P)
+
+    def row_tokens(self, prompt: int, group: int, completion: int) -> int:
+        """See :meth:`Backbone.row_tokens`."""
+        return prompt + group * completion if self.share_prefix and self.packs else group * (prompt + completion)
+
     def logps(
         self,
         prompts: Sequence[Prompt],
@@ -324,7 +343,8 @@ class HFBackbone(Backbone):
         share_prefix: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.logps`."""
-        rows = lay_out(prompts, completions, share_prefix=self.share_prefix if share_prefix is None else share_prefix)
+        share_prefix = self.share_prefix if share_prefix is None else share_prefix
+        rows = lay_out(prompts, completions, share_prefix=share_prefix and self.packs)
         features = self.features_of(prompts, reference=reference)
         of_rows = [image for b in rows.prompts for image in features[b]]
         adapter_off = reference and self.lora is not None

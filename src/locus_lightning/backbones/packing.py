@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,20 @@ def lay_out(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], 
         (len(prompts), group, longest),
         tuple(b for b, _ in plan),
     )
+
+
+def why_not(config: Any) -> str | None:
+    """Why a model's prompts cannot be shared in packed rows, or None where they can.
+
+    A packed row rests on attention that follows the mask it is given, and nothing else between positions.
+    """
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention"}:
+        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
+    if getattr(text, "use_bidirectional_attention", None) or getattr(config, "use_bidirectional_attention", None):
+        return "its image tokens attend both ways"
+    return None
 
 
 def _row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,10 +53,17 @@ def _some(scene: Scene, rng: np.random.Generator) -> int:
 
 
 def list_objects(scene: Scene, rng: np.random.Generator) -> Lesson | None:
-    """All objects with their boxes, from left to right."""
-    order = sorted(range(len(scene.boxes)), key=lambda i: scene.boxes[i])
+    """All objects with their boxes, in random order: after a name its box has to be found by the name, not by the order."""
+    order = rng.permutation(len(scene.boxes)).tolist()
     answer = "; ".join(f"{scene.looks[i].label} {{{n}}}" for n, i in enumerate(order))
     return Lesson("List all objects.", answer, tuple(scene.boxes[i] for i in order))
+
+
+def list_boxes(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+    """All boxes with what is in them, in random order: after a box its name has to be found by the box."""
+    order = rng.permutation(len(scene.boxes)).tolist()
+    answer = "; ".join(f"{{{n}}} {scene.looks[i].label}" for n, i in enumerate(order))
+    return Lesson("What is where?", answer, tuple(scene.boxes[i] for i in order))
 
 
 def ground(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -157,6 +164,7 @@ def _pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, int, int] |
 
 TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
     "list": list_objects,
+    "list_boxes": list_boxes,
     "ground": ground,
     "name_box": name_box,
     "name_crop": name_crop,
@@ -176,7 +184,7 @@ class Stage:
     Args:
         epochs: epochs it lasts; the last stage lasts to the end.
         scenes: what is drawn.
-        mix: share of each kind of lesson: list, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
+        mix: share of each kind of lesson: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
             choose_relation, and cue (the search in its own format).
         cues: scenes of the ``cue`` lessons; null: ``scenes``.
     """
