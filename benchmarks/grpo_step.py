@@ -3,6 +3,7 @@
     python benchmarks/grpo_step.py --workload tiny                    # 2 CPU cores, a few minutes
     python benchmarks/grpo_step.py --workload tiny-llava --engines locus plain
     python benchmarks/grpo_step.py --workload tiny --scaling          # against G and the prompt's length, with a plot
+    python benchmarks/grpo_step.py --workload data                    # cue samples a second through the loader
     python benchmarks/grpo_step.py --workload qwen-7b-24gb            # one GPU; also llava-7b-24gb
 
 TRL comes with the extra `benchmark` (pip install "locus-lightning[benchmark]"). Each engine runs in a process of its own, one after
@@ -355,7 +356,7 @@ def main() -> None:
     import os
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="tiny")
+    parser.add_argument("--workload", choices=[*WORKLOADS, "data"], default="tiny")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warmup", type=int, default=2)
@@ -370,6 +371,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.child:
         child(asked)
+        return
+    if asked.workload == "data":
+        import data_rate
+
+        report = {"rates": data_rate.rates(), "needed": data_rate.needed(Path(__file__).parent / "results"), "versions": versions()}
+        print("prompts a second that the measured steps use:", report["needed"])
+        if asked.json:
+            asked.json.write_text(json.dumps(report, indent=1) + "\n")
         return
     import checkpoints
 

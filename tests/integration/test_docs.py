@@ -61,11 +61,17 @@ def test_every_command_runs(command, locus, folder, toy_folder):
 def run_locus(words, locus, folder, toy_folder):
     if words[0] == "toy":
         return assert_runs(locus, *words)
+    if words[0] == "data":
+        if words[1] != "build":
+            build_corpus(locus)
+        return assert_runs(locus, *words)
     config = Path(words[words.index("--config") + 1]).name if "--config" in words else None
     if words[0] in ("fit", "validate", "predict") and config:
         options = small(**TINIER) if config == "tiny.yaml" else []
         if "--cold_start=null" in words:
             options = [option for option in options if "cold_start" not in option]
+        if "--data.source=CorpusCues" in words:
+            build_corpus(locus)
         if "--data.source=CocoCues" in words:
             words = [*words, '--data.source.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}']
         if "--ckpt_path" in words:  # what the page has just run
@@ -74,6 +80,12 @@ def run_locus(words, locus, folder, toy_folder):
         shutil.copytree(toy_folder("llava_onevision"), folder / "toy-onevision", dirs_exist_ok=True)
         words = [*words, *options, *(["--trainer.max_steps=2"] if words[0] == "fit" and "--ckpt_path" in words else [])]
     return assert_runs(locus, *words)
+
+
+def build_corpus(locus):
+    """What docs/data.md has just built."""
+    wanted = ["--mix", "tiny=0.5,small=0.5", "--val-fraction", "0.3"]
+    assert_runs(locus, "data", "build", "--annotations", "instances.json", "--images", "images", "--out", "corpus", *wanted)
 
 
 def assert_runs(locus, *words):

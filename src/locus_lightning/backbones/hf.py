@@ -86,6 +86,7 @@ class HFBackbone(Backbone):
         self.processor: Any = None
         self.reference: nn.Module | None = None
         self.packs = True
+        self._banned_ids: Tensor | None = None
         self._vision_moves = train_vision
         self._changed: set[str] = set()
 
@@ -320,8 +321,7 @@ class HFBackbone(Backbone):
         """See :meth:`Backbone.next_token_logits`."""
         logits = self._model(reference).get_output_embeddings()(hidden_ND)
         logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-        banned = torch.tensor(self.banned_ids, device=logits.device)
-        return logits.index_fill(-1, banned, float("-inf"))
+        return logits.index_fill(-1, self._banned(logits.device), float("-inf"))
 
     def prompt_length(self, sample: CueSample | Question) -> int:
         """See :meth:`Backbone.prompt_length`."""
@@ -373,6 +373,11 @@ class HFBackbone(Backbone):
         if not torch.is_grad_enabled():
             return compute(hidden_ND)
         return recompute(compute, hidden_ND, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def _banned(self, device: torch.device) -> Tensor:
+        if self._banned_ids is None or self._banned_ids.device != device:
+            self._banned_ids = torch.tensor(self.banned_ids, dtype=torch.long, device=device)
+        return self._banned_ids
 
     @property
     def banned_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,101 @@
+"""`locus study` through the real command line: runs, resumes, tables, figure."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from locus_lightning.study import configuration, markdown, read_study
+from tests.integration.conftest import ROOT
+
+STUDY = {
+    "title": "a small study",
+    "base": str(ROOT / "configs" / "tiny.yaml"),
+    "seeds": [0, 1],
+    "common": {
+        "cold_start": None,
+        "trainer.max_steps": 1,
+        "trainer.limit_val_batches": 1,
+        "data.batch_size": 4,
+        "data.val_batch_size": 2,
+        "model.init_args.micro_batch_size": 4,
+        "model.init_args.group_size": 2,
+        "model.init_args.sampling.max_new_tokens": 4,
+        "trainer.callbacks": [{"class_path": "locus_lightning.evaluation.callback.DownstreamAccuracy", "init_args": {"number": 2}}],
+    },
+    "arms": {
+        "rl": {"label": "crops", "paper": {"V*": 87.4}},
+        "random": {
+            "change": {
+                "data.source.init_args.cue_sampler": {"class_path": "RandomCropCues", "init_args": {"mix": {"large": 1}, "min_side": 8}}
+            }
+        },
+    },
+    "groups": {"cue source": ["base", "random", "rl"]},
+    "paper_base": {"V*": 79.6},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
+    status, out, err = locus("study", str(study), "--out", "o", "--workers", "2", "--only", "rl")
+    assert status == 0, err + "".join(p.read_text() for p in tmp_path.glob("o/*/log.txt"))
+    assert "2 runs, 0 done already" in out
+    results = json.loads(Path("o/results.json").read_text())
+    assert results["arms"]["rl"]["seeds"] == [0, 1]
+    assert len(results["arms"]["rl"]["after"]["SmallStar"]) == 2
+    assert Path("o/figure.png").stat().st_size > 10_000
+    assert "| crops |" in Path("o/table.md").read_text()
+    status, out, _ = locus("study", str(study), "--out", "o", "--only", "rl")
+    assert status == 0
+    assert "2 done already" in out
+    study.write_text(yaml.safe_dump({**STUDY, "common": {**STUDY["common"], "trainer.max_steps": 2}}))
+    status, _, err = locus("study", str(study), "--out", "o")
+    assert status == 2
+    assert "differs from what the study says now" in err
+
+
+def test_arms_differ_from_the_base_in_what_they_name(study, tmp_path):
+    read = read_study(study)
+    base = yaml.safe_load(read.base.read_text())
+    made = configuration(read, next(arm for arm in read.arms if arm.name == "random"), 7, tmp_path)
+    assert made["data"]["source"]["init_args"]["cue_sampler"]["class_path"] == "RandomCropCues"
+    assert made["seed_everything"] == made["data"]["seed"] == 7
+    assert made["data"]["source"]["init_args"]["image_size"] == base["data"]["source"]["init_args"]["image_size"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "nowhere.yaml"}, "existing base"),
+        ({"groups": {"x": ["nobody"]}}, "unknown arms"),
+        ({"arms": None}, "is not a study"),
+        ({"arms": {"rl": {"chnage": {}}}}, "is not a study"),
+        ({"arms": {"rl": {"change": {"model.nothing.here": 1}}}, "groups": {}}, "has no nothing"),
+    ],
+)
+def test_what_is_no_study_is_a_sentence(study, locus, change, message):
+    study.write_text(yaml.safe_dump({**STUDY, **change}))
+    status, _, err = locus("study", str(study), "--out", "o")
+    assert status == 2
+    assert message in err
+
+
+def test_tables_hold_ours_beside_the_papers():
+    figures = {"proxy mIoU": [40.0, 44.0]}
+    results = {
+        "title": "t",
+        "groups": {"g": ["base", "rl"]},
+        "paper_base": {"V*": 79.6},
+        "arms": {"rl": {"label": "RL", "before": {"proxy mIoU": [20.0, 20.0]}, "after": figures, "paper": {"V*": 87.4}}},
+    }
+    text = markdown(results)
+    assert "| before training | 20.0 ± 0.0 | 79.6 |" in text
+    assert "| RL | 42.0 ± 2.8 | 87.4 |" in text
