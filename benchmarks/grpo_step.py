@@ -49,7 +49,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "tiny": Workload("qwen_tiny", 448, 84),
+    "tiny": Workload("qwen_tiny", 448, 84, filler=2),
     "tiny-llava": Workload("llava_tiny", 224, 84),
     "qwen-7b-24gb": Workload("qwen_7b", 980, 112, tokens=128, rank=64, gpu=True, micro=1),
     "llava-7b-24gb": Workload("llava_7b", 336, 112, tokens=128, rank=64, gpu=True, micro=1, filler=8),

@@ -187,8 +187,13 @@ class Backbone(nn.Module, ABC):
         """Write what was trained (adapter, or whole model) and the processor as a Hugging Face folder, in safetensors."""
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Evaluation mode, for rollouts."""
+    def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
+        """Evaluation mode, for rollouts.
+
+        Args:
+            merge_adapters: decode with adapters added to copies of their weights, which saves the passes through them and costs the
+                memory of the copies; None: as the backbone sees fit.
+        """
         was_training = self.training
         self.eval()
         try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +189,15 @@ class HFBackbone(Backbone):
                 if hasattr(module, "gradient_checkpointing"):
                     module.training = mode
         return self
+
+    @contextmanager
+    def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
+        """See :meth:`Backbone.sampling`; None merges float32 weights on a CPU. 4-bit weights are never merged."""
+        if merge_adapters is None:
+            merge_adapters = self.device.type == "cpu" and self.dtype.itemsize >= 4
+        merge = merge_adapters and self.lora is not None and self.quantize is None
+        with super().sampling(), loading.merged_adapters(self.model) if merge else nullcontext():
+            yield
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ that happens to match, and is printed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from locus_lightning.backbones import toy
+from locus_lightning.backbones import attention, toy
 from locus_lightning.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA
     """Weights, quantised and with adapters as asked."""
     from transformers import AutoModelForImageTextToText
 
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.register(), "trust_remote_code": trust_remote_code}
     if quantize:
         options["quantization_config"] = _nf4(source, dtype, trust_remote_code)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
@@ -197,3 +199,24 @@ def _with_adapters(model: Any, lora: LoRA) -> Any:
         "LoRA r=%d on %d layers of the language model (%s): %.1f M parameters.", lora.rank, len(names), ", ".join(kinds), trainable / 1e6
     )
     return wrapped
+
+
+@contextmanager
+def merged_adapters(model: Any) -> Iterator[None]:
+    """Linear layers with adapters stand as plain ones meanwhile, their weights the sum; afterwards all is as it was, bit for bit."""
+    from peft.tuners.lora import Linear
+
+    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Linear)]
+    for parent, name, layer in found:
+        base: Any = layer.get_base_layer()
+        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        with torch.no_grad():
+            delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            plain.weight = nn.Parameter(base.weight + delta, requires_grad=False)
+        plain.bias = base.bias
+        setattr(parent, name, plain)
+    try:
+        yield
+    finally:
+        for parent, name, layer in found:
+            setattr(parent, name, layer)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locus_lightning.backbones.attention import packed_layout
 from locus_lightning.types import Prompt
 
 _PAD = -1
@@ -71,9 +72,14 @@ def lay_out(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], 
             places.append((b * group + g) * longest + steps)
             start += len(completion) - 1
     empty = torch.zeros(0, dtype=torch.long, device=device)
+    mask = _allowed(segments_RS)
+    if share_prefix:
+        bodies = [[max(0, len(c) - 1) for c in completions[b]] for b, _ in plan]
+        # on the mask itself, which transformers hands on untouched, also when gradient checkpointing runs a layer again
+        mask.packed_layout = packed_layout([len(prompts[b].ids_P) for b, _ in plan], bodies, width, device)  # type: ignore[attr-defined]
     return Rows(
         ids_RS,
-        _allowed(segments_RS),
+        mask,
         positions[0] if axes == 1 else positions,
         torch.cat(sources or [empty]),
         torch.cat(targets or [empty]),

@@ -27,18 +27,22 @@ class HFRollout(RolloutEngine):
 
     Args:
         prompts_at_once: prompts decoded together; lower it when the cache does not fit.
+        merge_adapters: decode with LoRA added to copies of the weights: faster, at the price of the copies' memory and, in 16 bits,
+            of their rounding; null: float32 weights on a CPU only. 4-bit weights are never merged.
     """
 
-    def __init__(self, prompts_at_once: int = 32) -> None:
+    def __init__(self, prompts_at_once: int = 32, merge_adapters: bool | None = None) -> None:
         if prompts_at_once < 1:
             raise ConfigError(f"rollout.prompts_at_once is {prompts_at_once}; it is at least 1.")
-        self.prompts_at_once = prompts_at_once
+        self.prompts_at_once, self.merge_adapters = prompts_at_once, merge_adapters
 
     @torch.no_grad()
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
         groups: list[list[Generation]] = []
-        with backbone.sampling():  # no prompts, no groups: a rank's share of the last validation batch can be empty
+        with backbone.sampling(
+            merge_adapters=self.merge_adapters
+        ):  # no prompts, no groups: a rank's share of the last validation batch can be empty
             for start in range(0, len(prompts), self.prompts_at_once):
                 groups += self._decode(backbone, prompts[start : start + self.prompts_at_once], n, sampling)
         return groups

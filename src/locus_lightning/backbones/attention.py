@@ -1,0 +1,128 @@
+"""Attention that knows what it is for: packed rows without the scores that their mask would throw away, decoding without copies of
+shared keys. Registered with transformers under :data:`NAME`; everything else is transformers' own ``sdpa``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NAME = "locus_sdpa"
+
+
+def register() -> str:
+    """Make :data:`NAME` known to transformers, with the masks of its ``sdpa``; returns the name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+_WORTH = 512
+"""Rows shorter than this are done sooner as one dense block."""
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where things stand in packed rows ``[prompt | c_1 | ... | c_G | padding]``.
+
+    prompt       longest prompt, P
+    index_RN     positions of the completions' tokens, G x T of them a row; missing ones point at 0
+    mask_R1TK    what a completion's tokens see: keys are P prompt positions, then the T of its own
+    source_RS    for every position of a row: where its output lies in [P prompt outputs | G x T completion outputs | 0]
+    shape        (G, T)
+    """
+
+    prompt: int
+    index_RN: Tensor
+    mask_R1TK: Tensor
+    source_RS: Tensor
+    shape: tuple[int, int]
+
+
+def packed_layout(prompts: Sequence[int], bodies: Sequence[Sequence[int]], length: int, device: torch.device) -> PackedLayout | None:
+    """Of rows with these lengths of prompts and completions; None where one dense block is as good."""
+    rows, group, longest = len(prompts), len(bodies[0]), max((n for row in bodies for n in row), default=0)
+    if length < _WORTH or not longest:
+        return None
+    prompt = max(prompts)
+    index = torch.zeros(rows, group, longest, dtype=torch.long)
+    source = torch.full((rows, length), prompt + group * longest, dtype=torch.long)
+    for r, (own, lengths) in enumerate(zip(prompts, bodies, strict=True)):
+        source[r, :own] = torch.arange(own)
+        start = own
+        for g, n in enumerate(lengths):
+            index[r, g, :n] = torch.arange(start, start + n)
+            source[r, start : start + n] = prompt + g * longest + torch.arange(n)
+            start += n
+    sees_prompt = torch.arange(prompt) < torch.tensor(prompts)[:, None, None]
+    own_causal = torch.ones(longest, longest, dtype=torch.bool).tril().expand(rows, -1, -1)
+    mask = torch.cat([sees_prompt.expand(-1, longest, -1), own_causal], dim=-1)
+    return PackedLayout(prompt, index.flatten(1).to(device), mask[:, None].to(device), source.to(device), (group, longest))
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+    """(R, H, S, D) of packed rows: the prompt attends to itself; a completion to the prompt and itself. Exact."""
+    (rows, heads, _, width), shared = query.shape, key.shape[1]
+    each, (group, longest), prompt = heads // shared, layout.shape, layout.prompt
+    keys, values = (x[:, :, :prompt] for x in (key, value))
+    whole = (keys.repeat_interleave(each, dim=1), values.repeat_interleave(each, dim=1)) if each > 1 else (keys, values)
+    alone = F.scaled_dot_product_attention(query[:, :, :prompt], whole[0], whole[1], is_causal=True, scale=scale)
+
+    def completions(x: Tensor) -> Tensor:
+        """(R, h, S, D) -> (R*G, h, T, D)."""
+        index = layout.index_RN[:, None, :, None].expand(-1, x.shape[1], -1, width)
+        return x.gather(2, index).view(rows, x.shape[1], group, longest, width).transpose(1, 2).flatten(0, 1)
+
+    def behind_prompt(first: Tensor, x: Tensor) -> Tensor:
+        """Keys or values of the prompt, then a completion's own: (R*G, h, P + T, D)."""
+        before = first[:, None].expand(-1, group, -1, -1, -1).flatten(0, 1)
+        return torch.cat([before, completions(x)], dim=2)
+
+    # heads that share keys stand as further positions of one head: no copies of keys for them
+    asked = completions(query).reshape(rows * group, shared, each * longest, width)
+    mask = layout.mask_R1TK.repeat(1, 1, each, 1).repeat_interleave(group, dim=0)
+    found = F.scaled_dot_product_attention(asked, behind_prompt(keys, key), behind_prompt(values, value), attn_mask=mask, scale=scale)
+    found = found.view(rows, group, heads, longest, width).transpose(1, 2).reshape(rows, heads, group * longest, width)
+    every = torch.cat([alone, found, found.new_zeros(rows, heads, 1, width)], dim=2)
+    return every.gather(2, layout.source_RS[:, None, :, None].expand(-1, heads, -1, width))
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    """transformers' ``sdpa``, but for packed rows (their mask carries a :class:`PackedLayout`) and for single query positions.
+
+    ``sdpa`` with a mask copies keys and values once for every head that shares them, at every token. Folded, so that heads that share
+    keys stand as positions of one head, they are read in place.
+
+    Args:
+        module: the attention layer.
+        query: (R, H, S, D).
+        key: (R, H / groups, S + cached, D).
+        value: likewise.
+        attention_mask: (R, 1, S, S + cached), or None.
+        scaling: of the dot products.
+        kwargs: passed on.
+
+    Returns:
+        (R, S, H, D), and no weights.
+    """
+    rows, heads, length, width = query.shape
+    shared = key.shape[1]
+    layout: PackedLayout | None = getattr(attention_mask, "packed_layout", None)
+    if layout is not None and length == layout.source_RS.shape[1]:
+        return packed_attention(query, key, value, layout, scaling).transpose(1, 2), None
+    if length > 1 or heads == shared or kwargs.get("dropout"):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[return-value]
+    folded = query.view(rows, shared, heads // shared, width)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, width), None
