@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from locus_lightning.backbones import loading
+from locus_lightning.backbones import attention, loading
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.response import parse_response
@@ -60,10 +60,13 @@ def both_layouts(backbone, prompts, completions, *, reference=False, train=True)
     return results
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("prompts_together", [1, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packing_is_exact(make_backbone, family, samples, pure_float64, checkpointing, prompts_together):
-    """float64: log-probs to 1e-9, gradients to 1e-7 relative; one prompt and several, ragged, checkpointing on and off."""
+def test_packing_is_exact(make_backbone, family, samples, pure_float64, monkeypatch, checkpointing, prompts_together, dense):
+    """float64: log-probs to 1e-9, gradients to 1e-7 relative; one prompt and several, ragged, checkpointing on and off; as one dense
+    block with a mask, and as attention of the prompt and of the completions."""
+    monkeypatch.setattr(attention, "_WORTH", 10**9 if dense else 1)
     backbone = make_backbone(family, dtype="float64", gradient_checkpointing=checkpointing)
     backbone.train()
     prompts, _, completions = rollouts(backbone, samples[:prompts_together])
@@ -145,6 +148,42 @@ def test_a_family_that_cannot_be_packed_says_so_once_and_runs_the_plain_batch(ma
     assert torch.allclose(logps, plain.logps(prompts, completions)[0], atol=1e-9)
     assert backbone.row_tokens(100, 8, 10) == 8 * 110
     assert plain.row_tokens(100, 8, 10) == 100 + 80
+
+
+def test_decoding_with_prompts_kept_once_equals_decoding_with_repeated_ones(make_backbone, family, samples):
+    """Prompts of different length, rows that leave at different times; also where the model's attention is not ours."""
+    results = []
+    for ours in (True, False):
+        backbone = make_backbone(family, dtype="float64")
+        assert backbone.shares_keys
+        backbone.shares_keys = ours
+        _, groups, _ = rollouts(backbone, samples, n=4, sampling=Sampling(max_new_tokens=40))
+        assert len({len(made.ids_T) for group in groups for made in group}) > 1 or family == "qwen2_5_vl"
+        results.append(groups)
+    for one, other in zip(*results, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a.ids_T, b.ids_T)
+            assert torch.allclose(a.logps_T, b.logps_T, atol=1e-9)
+
+
+def test_merging_for_decoding_leaves_every_weight_as_it_was(make_backbone, family, samples):
+    backbone = make_backbone(family, lora=LoRA(rank=4))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with backbone.sampling():
+        assert not any("lora_" in name for name, _ in backbone.named_parameters()), "the adapter stands beside no layer"
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    logps = []
+    for merge in (True, False):
+        torch.manual_seed(0)
+        groups = HFRollout(merge_adapters=merge).generate(backbone, backbone.encode(samples), 2, SIX)
+        logps.append(torch.cat([made.logps_T for group in groups for made in group]))
+    assert torch.allclose(*logps, atol=1e-4)
+    quantised = make_backbone("llava", lora=LoRA(rank=2), quantize="nf4")
+    with quantised.sampling(merge_adapters=True):
+        assert any("lora_" in name for name, _ in quantised.named_parameters())
 
 
 def test_which_models_can_be_packed():

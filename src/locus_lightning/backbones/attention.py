@@ -94,10 +94,55 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
     return every.gather(2, layout.source_RS[:, None, :, None].expand(-1, heads, -1, width))
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Keys and values of B prompts (B, H, P, D), each shared by up to ``group`` rows; ``slot_R`` is b * group + g of each row.
+
+    ``mask_B11P`` is True where the prompts have tokens; None where none is padded.
+    """
+
+    keys: Tensor
+    values: Tensor
+    group: int
+    slot_R: Tensor
+    mask_B11P: Tensor | None = None
+
+
+def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, scale: float) -> Tensor:
+    """(R, H, D) of single query positions (R, H, 1, D) whose rows share their prompts' keys: a prompt's are read once for all its rows.
+
+    ``key``, ``value``: the rows' own (R, h, t, D), all of them visible.
+    """
+    (rows, heads, _, width), shared = query.shape, key.shape[1]
+    each, prompts, length = heads // shared, prefix.keys.shape[0], prefix.keys.shape[2]
+    full = rows == prompts * prefix.group
+
+    def together(x: Tensor) -> Tensor:
+        """(R, h, each, K) -> (B, h, G * each, K); places of rows that have left hold zeros."""
+        if not full:
+            x = x.new_zeros(prompts * prefix.group, *x.shape[1:]).index_copy(0, prefix.slot_R, x)
+        return x.view(prompts, prefix.group, shared, each, -1).transpose(1, 2).reshape(prompts, shared, prefix.group * each, -1)
+
+    def apart(x: Tensor) -> Tensor:
+        """The way back."""
+        x = x.view(prompts, shared, prefix.group, each, -1).transpose(1, 2).reshape(-1, shared, each, x.shape[-1])
+        return x if full else x[prefix.slot_R]
+
+    query = query.view(rows, shared, each, width) * scale
+    before = together(query) @ prefix.keys.transpose(2, 3)
+    if prefix.mask_B11P is not None:
+        before = before.masked_fill(~prefix.mask_B11P, float("-inf"))
+    scores = torch.cat([apart(before), query @ key.transpose(2, 3)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    out = apart(together(weights[..., :length]) @ prefix.values) + weights[..., length:] @ value
+    return out.reshape(rows, heads, width)
+
+
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Tensor, Any]:
-    """transformers' ``sdpa``, but for packed rows (their mask carries a :class:`PackedLayout`) and for single query positions.
+    """transformers' ``sdpa``, but for packed rows (their mask carries a :class:`PackedLayout`), for groups in decoding (their keys carry a
+    :class:`SharedPrefix`) and for single query positions.
 
     ``sdpa`` with a mask copies keys and values once for every head that shares them, at every token. Folded, so that heads that share
     keys stand as positions of one head, they are read in place.
@@ -119,6 +164,12 @@ def attention(
     layout: PackedLayout | None = getattr(attention_mask, "packed_layout", None)
     if layout is not None and length == layout.source_RS.shape[1]:
         return packed_attention(query, key, value, layout, scaling).transpose(1, 2), None
+    prefix: SharedPrefix | None = getattr(key, "shared_prefix", None)
+    if prefix is not None:
+        if length > 1:
+            raise RuntimeError("a cache of groups takes one token at a time")
+        scale = width**-0.5 if scaling is None else scaling
+        return shared_prefix_attention(query, key, value, prefix, scale)[:, None], None
     if length > 1 or heads == shared or kwargs.get("dropout"):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -63,6 +63,8 @@ class Backbone(nn.Module, ABC):
     """
 
     prompt: CuePrompt
+    shares_keys: bool = False
+    """Whether decoding may keep a prompt's keys once for all completions: attention goes through ``backbones/attention.py``."""
     weights_on_disk: bool = True
     """Whether the loaded weights can be had again from the checkpoint's name: not those of a toy, nor after a cold start."""
 
@@ -151,14 +153,14 @@ class Backbone(nn.Module, ABC):
     def hidden(
         self,
         ids_RS: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         positions: Tensor,
         features: Sequence[Tensor] = (),
         *,
         cache: Cache | None = None,
         reference: bool = False,
     ) -> Tensor:
-        """Last hidden states (R, S, D). ``mask``: (R, S) over cache and input, or (R, 1, S, S) bool."""
+        """Last hidden states (R, S, D). ``mask``: (R, S) over cache and input, or (R, 1, S, S) bool; None where the cache knows."""
 
     @abstractmethod
     def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from locus_lightning.backbones import loading, toy
+from locus_lightning.backbones import attention, loading, toy
 from locus_lightning.backbones.base import Backbone, CuePrompt
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.packing import lay_out, why_not
@@ -114,6 +114,7 @@ class HFBackbone(Backbone):
         self.prepare_processor()
         reason = why_not(self.hf.config)
         self.packs = reason is None
+        self.shares_keys = self.packs and self.hf.base_model.language_model.config._attn_implementation == attention.NAME
         if self.share_prefix and reason:
             log.warning("%s cannot share a prompt among its completions (%s): the plain batch is run, at the price of a prompt each.",
                         self.checkpoint, reason)  # fmt: skip
@@ -305,7 +306,7 @@ class HFBackbone(Backbone):
     def hidden(
         self,
         ids_RS: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         positions: Tensor,
         features: Sequence[Tensor] = (),
         *,

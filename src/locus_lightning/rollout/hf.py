@@ -48,7 +48,7 @@ class HFRollout(RolloutEngine):
         return groups
 
     def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
-        cache, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
+        cache, shared, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
         rows, device = len(hidden_RD), hidden_RD.device
         position_R = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(n)
         eos = torch.tensor(backbone.eos_ids, device=device)
@@ -69,7 +69,8 @@ class HFRollout(RolloutEngine):
                 cache.batch_select_indices(stay)
                 alive, token_R, mask_RS, position_R = alive[stay], token_R[stay], mask_RS[stay], position_R[stay]
             mask_RS = F.pad(mask_RS, (0, 1), value=1)
-            hidden_RD = backbone.hidden(token_R[:, None], mask_RS, position_R[:, None] + t, cache=cache)[:, -1]
+            mask = None if shared else mask_RS
+            hidden_RD = backbone.hidden(token_R[:, None], mask, position_R[:, None] + t, cache=cache)[:, -1]
         made = [
             Generation(ids_RT[r, :length].clone(), logps_RT[r, :length].clone(), truncated=not ended)
             for r, (length, ended) in enumerate(zip(lengths_R.tolist(), ended_R.tolist(), strict=True))
@@ -77,17 +78,18 @@ class HFRollout(RolloutEngine):
         return [made[i : i + n] for i in range(0, rows, n)]
 
 
-def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, Tensor, Tensor]:
-    """Run every prompt once; cache, last hidden state (B*n, D) and mask (B*n, P), each repeated n times."""
+def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, bool, Tensor, Tensor]:
+    """Run every prompt once; cache, whether it holds prompts once, last hidden state (B*n, D) and mask (B*n, P), each repeated n times."""
     from transformers import DynamicCache
 
-    from locus_lightning.rollout.cache import with_room
+    from locus_lightning.rollout.cache import for_groups
 
     ids_BP, mask_BP, positions = left_padded(prompts)
     features = [image for images in backbone.features_of(prompts) for image in images]
     cache = DynamicCache()
     hidden_BD = backbone.hidden(ids_BP, mask_BP, positions, features, cache=cache)[:, -1]
-    return with_room(cache, n, room), hidden_BD.repeat_interleave(n, dim=0), mask_BP.repeat_interleave(n, dim=0)
+    grouped, shared = for_groups(cache, mask_BP, n, room, backbone.shares_keys)
+    return grouped, shared, hidden_BD.repeat_interleave(n, dim=0), mask_BP.repeat_interleave(n, dim=0)
 
 
 def draw(logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
