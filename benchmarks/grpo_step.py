@@ -247,9 +247,8 @@ def memory(workload: Workload) -> float:
 
 
 def result(workload: Workload, times: Any, warmup: int, prompt: int, loaded: float, parameters: int) -> dict[str, Any]:
-    figures = {phase: round(median(times[phase][warmup:]), 3) for phase in ("step", *PHASES)}
-    spread = [round(v, 3) for v in times["step"][warmup:]]
-    return {"seconds": figures, "steps": spread, "prompt_tokens": prompt, "peak_mb": round(memory(workload)), "loaded_mb": round(loaded),
+    spread = {phase: [round(v, 3) for v in times[phase][warmup:]] for phase in ("step", *PHASES)}
+    return {"times": spread, "prompt_tokens": prompt, "peak_mb": round(memory(workload)), "loaded_mb": round(loaded),
             "parameters_m": round(parameters / 1e6, 2)}  # fmt: skip
 
 
@@ -291,6 +290,24 @@ def measure(workload: Workload, engine: str, folder: Path, asked: argparse.Names
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def in_turn(workload: Workload, engines: list[str], folder: Path, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every engine ``rounds`` times, one after the other and round by round, so that a slow minute of the machine hits all of them."""
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(asked.rounds):
+        for engine in engines:
+            found = measure(workload, engine, folder, asked)
+            print(engine, json.dumps(found), flush=True)
+            kept = rows.setdefault(engine, found)
+            if kept is not found and "times" in found and "times" in kept:
+                kept["peak_mb"] = max(kept["peak_mb"], found["peak_mb"])
+                for phase, values in found["times"].items():
+                    kept["times"][phase] += values
+    for row in rows.values():
+        if "times" in row:
+            row["seconds"] = {phase: round(median(values), 3) for phase, values in row["times"].items()}
+    return rows
+
+
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -325,14 +342,13 @@ def scaling(workload: Workload, folder: Path, asked: argparse.Namespace, out: Pa
     """Step time against G, and against the prompt's length, of the two layouts; drawn to ``out``."""
     from matplotlib.figure import Figure
 
-    found: dict[str, Any] = {"group": {}, "prompt": {}}
-    for group in (2, 4, 8, 16):
-        for engine in ("locus", "plain"):
-            found["group"].setdefault(engine, []).append([group, measure(replace(workload, group=group), engine, folder, asked)])
-    for side in (224, 336, 448, 560):
-        for engine in ("locus", "plain"):
-            figures = measure(replace(workload, image=side), engine, folder, asked)
-            found["prompt"].setdefault(engine, []).append([figures.get("prompt_tokens"), figures])
+    found: dict[str, Any] = {"group": {"locus": [], "plain": []}, "prompt": {"locus": [], "plain": []}}
+    for kind, values in (("group", (2, 4, 8, 16)), ("image", (224, 336, 448, 560))):
+        for value in values:
+            for engine, row in in_turn(replace(workload, **{kind: value}), ["locus", "plain"], folder, asked).items():
+                if "seconds" in row:
+                    axis_value = value if kind == "group" else row["prompt_tokens"]
+                    found["group" if kind == "group" else "prompt"][engine].append([axis_value, row])
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     panels = (
@@ -342,7 +358,7 @@ def scaling(workload: Workload, folder: Path, asked: argparse.Namespace, out: Pa
     )
     for axis, (kind, phase, label) in zip(axes, panels, strict=True):
         for engine, colour in (("locus", "#3566c8"), ("plain", "#b3261e")):
-            points = [(x, f["seconds"][phase]) for x, f in found[kind][engine] if "seconds" in f]
+            points = [(x, row["seconds"][phase]) for x, row in found[kind][engine]]
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=engine)
         axis.set(xlabel=label, ylabel=f"seconds: {phase}", ylim=(0, None), xlim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
@@ -358,8 +374,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=[*WORKLOADS, "data"], default="tiny")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="measured in every round")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of every engine")
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -385,10 +402,7 @@ def main() -> None:
     workload = WORKLOADS[asked.workload]
     with tempfile.TemporaryDirectory() as name:
         folder = getattr(checkpoints, workload.checkpoint)(Path(name) / "checkpoint")
-        rows = {}
-        for engine in asked.engines:
-            rows[engine] = measure(workload, engine, folder, asked)
-            print(engine, json.dumps(rows[engine]), flush=True)
+        rows = in_turn(workload, asked.engines, folder, asked)
         table(asked.workload, rows)
         report = {"workload": {asked.workload: asdict(workload)}, "engines": rows, "versions": versions(), "threads": asked.threads}
         if asked.scaling:

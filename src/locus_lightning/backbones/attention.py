@@ -132,9 +132,9 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
     before = together(query) @ prefix.keys.transpose(2, 3)
     if prefix.mask_B11P is not None:
         before = before.masked_fill(~prefix.mask_B11P, float("-inf"))
-    scores = torch.cat([apart(before), query @ key.transpose(2, 3)], dim=-1)
+    scores = torch.cat([before, together(query @ key.transpose(2, 3))], dim=-1)  # (B, h, G * each, P + t)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    out = apart(together(weights[..., :length]) @ prefix.values) + weights[..., length:] @ value
+    out = apart(weights[..., :length] @ prefix.values) + apart(weights[..., length:]) @ value
     return out.reshape(rows, heads, width)
 
 

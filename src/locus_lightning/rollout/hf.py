@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 
+_CLEAR_AT = 0.8
+"""Finished rows leave the batch when at most this share is left: moving the others costs about a token."""
+
+
 class HFRollout(RolloutEngine):
     """Every prompt is run once, its cache is repeated n times, and all completions are decoded as one batch, which
     finished rows leave.
@@ -60,12 +64,12 @@ class HFRollout(RolloutEngine):
         for t in range(sampling.max_new_tokens):
             token_R, logp_R = draw(backbone.next_token_logits(hidden_RD, sampling.temperature or 1.0), sampling)
             ids_RT[alive, t], logps_RT[alive, t] = token_R, logp_R.to(logps_RT.dtype)
-            ends_R = torch.isin(token_R, eos)
+            ends_R = torch.isin(token_R, eos) & ~ended_R[alive]
             ended_R[alive[ends_R]], lengths_R[alive[ends_R]] = True, t + 1
-            if bool(ends_R.all()) or t + 1 == sampling.max_new_tokens:
+            stay = (~ended_R[alive]).nonzero()[:, 0]
+            if len(stay) == 0 or t + 1 == sampling.max_new_tokens:
                 break
-            if bool(ends_R.any()):
-                stay = (~ends_R).nonzero()[:, 0]
+            if len(stay) <= _CLEAR_AT * len(alive):
                 cache.batch_select_indices(stay)
                 alive, token_R, mask_RS, position_R = alive[stay], token_R[stay], mask_RS[stay], position_R[stay]
             mask_RS = F.pad(mask_RS, (0, 1), value=1)
