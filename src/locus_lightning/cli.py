@@ -17,7 +17,7 @@ training and evaluation (every option of model, data and trainer is available: l
   validate   figures on held-out cues                locus validate --config C.yaml --ckpt_path last
   test       the same on the test loader
   predict    one answer a line, as a JSON file       locus predict --config C.yaml --ckpt_path last
-  study      runs that differ in one thing each        locus study configs/studies/paper_small.yaml
+  study      runs that differ in one thing each        locus study STUDY.yaml
 
 beside them
   plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]

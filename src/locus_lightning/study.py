@@ -63,7 +63,7 @@ def read_study(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        ConfigError: it is missing, no YAML, or not of the form that docs/studies.md describes.
+        ConfigError: it is missing, no YAML, or not of the form of :class:`Study`: title, base, seeds, common, arms (label, change, paper), groups, paper_base.
     """
     if not path.is_file():
         raise ConfigError(f"the study {path} does not exist.")
@@ -273,7 +273,7 @@ def study_command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="locus study", description="Runs that differ in one thing each, with seeds; a table and a figure at the end."
     )
-    parser.add_argument("study", type=Path, help="such as configs/studies/paper_small.yaml")
+    parser.add_argument("study", type=Path, help="YAML: title, base, seeds, common, arms, groups")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, each with its share of the cores")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")

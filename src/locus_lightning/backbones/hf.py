@@ -43,7 +43,7 @@ class HFBackbone(Backbone):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
-        checkpoint: a hub name, a folder, ``locus-tiny`` (ships with the package), or ``toy:FAMILY`` for a random toy model made on the spot.
+        checkpoint: a hub name, a folder, or ``toy:FAMILY`` for a random toy model made on the spot.
         dtype: type of the weights that are not quantised.
         quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes).
         lora: adapter settings; null trains all weights of the language model (and ``nf4`` is then refused).
@@ -78,7 +78,8 @@ class HFBackbone(Backbone):
             raise ConfigError("backbone.quantize is nf4 but backbone.lora is null: 4-bit weights cannot be trained; set backbone.lora.")
         if quantize and train_vision:
             raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
-        checkpoint = loading.resolve(checkpoint)
+        if checkpoint.startswith("~"):
+            checkpoint = str(Path(checkpoint).expanduser())
         self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
         self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
         self.prompt, self.trust_remote_code = prompt or CuePrompt(), trust_remote_code
@@ -248,7 +249,7 @@ class HFBackbone(Backbone):
     def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Prompt]:
         """Prompts from templated texts and their images, on the model's device."""
         ready = [[self.prepare_image(image) for image in some] for some in images]
-        if not self.fixed_size or len({len(some) for some in ready}) > 1:
+        if not self.fixed_size or len({len(some) for some in ready}) != 1:
             return [self._prompt(text, self._process([text], some)) for text, some in zip(texts, ready, strict=True)]
         out = self._process(texts, [image for some in ready for image in some])
         counts = [len(some) for some in ready]

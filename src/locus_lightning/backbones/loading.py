@@ -41,17 +41,6 @@ class LoRA:
             raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
 
 
-SHIPPED = {"locus-tiny": Path(__file__).parents[1] / "models" / "locus_tiny"}
-"""Checkpoints that come with the package, by name."""
-
-
-def resolve(checkpoint: str) -> str:
-    """A checkpoint's name or folder as transformers takes it: shipped names become their folder, ``~`` the home folder."""
-    if checkpoint in SHIPPED:
-        return str(SHIPPED[checkpoint])
-    return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
-
-
 def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_remote_code: bool) -> None:
     """Look at a checkpoint's config without loading weights.
 

@@ -24,21 +24,21 @@ class TextCues(ObjectCues):
     """The same windows as :class:`ObjectCues`, described in words: the model sees image and expression, no crop.
 
     Args:
-        expressions: file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it; null takes each
-            object's label where no other object of its image has the same.
         mix: see :class:`ObjectCues`.
         min_side: see :class:`ObjectCues`.
         padding: see :class:`ObjectCues`.
         augmented: see :class:`ObjectCues`.
+        expressions: file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it; null takes each
+            object's label where no other object of its image has the same.
     """
 
     def __init__(
         self,
-        expressions: str | None = None,
         mix: Mapping[SizeBin, float] | None = None,
         min_side: int = 16,
         padding: tuple[float, float] = (0.0, 0.1),
         augmented: list[SizeBin] | None = None,
+        expressions: str | None = None,
     ) -> None:
         super().__init__(mix, min_side, padding, scale=(1.0, 1.0), augmented=augmented)
         self.expressions = read_expressions(Path(expressions).expanduser()) if expressions else None
