@@ -11,6 +11,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Sample
+from locus_lightning.objectives.supervised import next_token_loss
 from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.training import CueModule
@@ -62,13 +63,13 @@ class SupervisedModule(CueModule):
         """Mean negative log-likelihood of the right answers' tokens."""
         groups = by_image(batch)
         apart = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]  # rows of a pass are as long as the longest
-        logps_N = torch.cat([self._answer_logps(some) for some in apart if some])
-        loss = -logps_N.mean()
+        passes = [self._answer_logps(some) for some in apart if some]
+        loss = next_token_loss(*(torch.cat(column) for column in zip(*passes, strict=True)))
         self.log("update/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> Tensor:
-        """Log-probabilities (N,) of every token of every right answer, from one packed row a group."""
+    def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N,) from one packed row a group, and where they are those of right answers (N,)."""
         prompts, rests = self.backbone.encode_lessons(groups)
         answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample)) for sample in group] for group in groups]
         most, none = max(map(len, groups)), prompts[0].ids_P[:0]
@@ -81,7 +82,7 @@ class SupervisedModule(CueModule):
             for rows in (rests, said)
         )
         token_T = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device)
-        return logps_BGT[(token_T >= begins_BG) & (token_T < ends_BG)]
+        return logps_BGT.flatten(), ((token_T >= begins_BG) & (token_T < ends_BG)).flatten()
 
     # ---- plain questions in validation -----------------------------------------------------------------------------
 
@@ -92,24 +93,20 @@ class SupervisedModule(CueModule):
         if cues:
             super().validation_step(CueBatch(cues), batch_idx)
         if questions:
-            groups = self.rollout.generate(self.backbone, self.backbone.encode(questions), 1, self.validation)
-            for question, (made,) in zip(questions, groups, strict=True):
+            for question, made in zip(questions, self.generate(questions), strict=True):
                 score = self.backbone.mark(question, self.backbone.decode(made.ids_T))
                 self._scores.setdefault(question.task, []).append(score)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of cues, then those of every task."""
         super().on_validation_epoch_end()
-        every: list[Any] = [self._scores]
+        own, self._scores = self._scores, {}
+        if self.trainer.sanity_checking:
+            return
+        every: list[Any] = [own]
         if self.trainer.world_size > 1:
             every = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(every, self._scores)
-        self._scores = {}
+            torch.distributed.all_gather_object(every, own)
         for task in sorted({task for scores in every for task in scores}):
             scores = [score for part in every for score in part.get(task, [])]
-            if self.trainer.sanity_checking:
-                continue
             self.log(f"val/task_{task}", sum(scores) / len(scores), rank_zero_only=True)
-
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end

@@ -18,7 +18,7 @@ from locus_lightning.data.source import CueBatch
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.metrics import CueMetrics, completion_iou
 from locus_lightning.rollout.base import RolloutEngine, Sampling
-from locus_lightning.types import Completion, CueSample
+from locus_lightning.types import Completion, CueSample, Generation, Question
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,12 @@ class CueModule(L.LightningModule):
 
     def answer(self, samples: Sequence[CueSample], sampling: Sampling | None = None) -> list[Completion]:
         """One completion a sample, read into original pixels."""
-        prompts = self.backbone.encode(samples)
-        groups = self.rollout.generate(self.backbone, prompts, 1, sampling or self.validation)
-        return [self.backbone.read(group[0], sample) for group, sample in zip(groups, samples, strict=True)]
+        return [self.backbone.read(made, sample) for made, sample in zip(self.generate(samples, sampling), samples, strict=True)]
+
+    def generate(self, samples: Sequence[CueSample | Question], sampling: Sampling | None = None) -> list[Generation]:
+        """One completion a sample, unread."""
+        groups = self.rollout.generate(self.backbone, self.backbone.encode(samples), 1, sampling or self.validation)
+        return [made for (made,) in groups]
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Answer held-out cues and count."""
@@ -123,8 +126,13 @@ class CueModule(L.LightningModule):
         self.log_dict(figures, rank_zero_only=True)
         self.log("val/iou", score, prog_bar=True, rank_zero_only=True)
 
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
+    def test_step(self, batch: CueBatch, batch_idx: int) -> None:
+        """As validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As validation."""
+        self.on_validation_epoch_end()
 
     def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record a sample: id, raw text, box and truth in original pixels, IoU."""

@@ -34,14 +34,14 @@ class PackedLayout:
 
     prompt       longest prompt, P
     index_RN     positions of the completions' tokens, G x T of them a row; missing ones point at 0
-    mask_R1TK    what a completion's tokens see: keys are P prompt positions, then the T of its own
+    mask_C1TK    what a completion's tokens see, for the R x G completions: keys are P prompt positions, then the T of its own
     source_RS    for every position of a row: where its output lies in [P prompt outputs | G x T completion outputs | 0]
     shape        (G, T)
     """
 
     prompt: int
     index_RN: Tensor
-    mask_R1TK: Tensor
+    mask_C1TK: Tensor
     source_RS: Tensor
     shape: tuple[int, int]
 
@@ -64,7 +64,8 @@ def packed_layout(prompts: Sequence[int], bodies: Sequence[Sequence[int]], lengt
     sees_prompt = torch.arange(prompt) < torch.tensor(prompts)[:, None, None]
     own_causal = torch.ones(longest, longest, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat([sees_prompt.expand(-1, longest, -1), own_causal], dim=-1)
-    return PackedLayout(prompt, index.flatten(1).to(device), mask[:, None].to(device), source.to(device), (group, longest))
+    every = mask.repeat_interleave(group, dim=0)[:, None]
+    return PackedLayout(prompt, index.flatten(1).to(device), every.to(device), source.to(device), (group, longest))
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
@@ -87,7 +88,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
 
     # heads that share keys stand as further positions of one head: no copies of keys for them
     asked = completions(query).reshape(rows * group, shared, each * longest, width)
-    mask = layout.mask_R1TK.repeat(1, 1, each, 1).repeat_interleave(group, dim=0)
+    mask = layout.mask_C1TK.repeat(1, 1, each, 1)
     found = F.scaled_dot_product_attention(asked, behind_prompt(keys, key), behind_prompt(values, value), attn_mask=mask, scale=scale)
     found = found.view(rows, group, heads, longest, width).transpose(1, 2).reshape(rows, heads, group * longest, width)
     every = torch.cat([alone, found, found.new_zeros(rows, heads, 1, width)], dim=2)

@@ -205,9 +205,11 @@ class HFBackbone(Backbone):
 
     def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
+        return self._with_features(self._prompts(samples))
+
+    def _prompts(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
         turns = [self.turn(sample) for sample in samples]
-        images = [[part for part in turn if not isinstance(part, str)] for turn in turns]
-        return self._with_features(self.tensors([self.prompt_text(turn) for turn in turns], images))
+        return self.tensors([self.prompt_text(turn) for turn in turns], [_pictures(turn) for turn in turns])
 
     def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
         if self._vision_moves:
@@ -227,7 +229,7 @@ class HFBackbone(Backbone):
                 before, after = self.prompt_text((turn[0], _MARK)).split(_MARK)
                 said = ["".join(part for part in self.turn(question) if isinstance(part, str)) + after for question in group]
             texts.append(before)
-            images.append([part for part in turn if not isinstance(part, str)])
+            images.append(_pictures(turn))
             ids = self.processor.tokenizer(said, add_special_tokens=False).input_ids
             rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
         return self._with_features(self.tensors(texts, images)), rests
@@ -336,8 +338,7 @@ class HFBackbone(Backbone):
 
     def prompt_length(self, sample: CueSample | Question) -> int:
         """See :meth:`Backbone.prompt_length`."""
-        turn = self.turn(sample)
-        (prompt,) = self.tensors([self.prompt_text(turn)], [[part for part in turn if not isinstance(part, str)]])
+        (prompt,) = self._prompts([sample])
         return len(prompt.ids_P)
 
     def row_tokens(self, prompt: int, group: int, completion: int) -> int:
@@ -404,3 +405,7 @@ class HFBackbone(Backbone):
         ids = stated if isinstance(stated, list) else [stated]
         tokenizer_eos = self.processor.tokenizer.eos_token_id
         return tuple(dict.fromkeys(i for i in (tokenizer_eos, *ids) if i is not None))
+
+
+def _pictures(turn: Sequence[str | Image.Image]) -> list[Image.Image]:
+    return [part for part in turn if not isinstance(part, str)]

@@ -54,7 +54,12 @@ class TextCues(ObjectCues):
 
     def cue(self, image: Image.Image, window: CueWindow) -> Cue:
         """The words; the crop beside them is for people who look at the run."""
-        return replace(crop_cue(image, window), text=window.label)
+        return cue_in_words(image, window)
+
+
+def cue_in_words(image: Image.Image, window: CueWindow) -> Cue:
+    """The crop with its window's label as the words that the model is shown."""
+    return replace(crop_cue(image, window), text=window.label)
 
 
 def read_expressions(path: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from locus_lightning import __version__
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
@@ -32,7 +33,7 @@ from locus_lightning.data import corpus
 from locus_lightning.data.annotations import CocoImage
 from locus_lightning.data.coco import CocoCues
 from locus_lightning.data.index import CueEntry, in_mix, open_file, windows_of
-from locus_lightning.data.source import Split
+from locus_lightning.data.source import SPLITS, Split
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import SizeBin
 
@@ -108,24 +109,25 @@ def build(settings: BuildSettings, folder: Path, workers: int = 1) -> dict[str, 
         ConfigError: ``folder`` holds something else, or settings that do not go together.
     """
     source = settings.source()
-    key = _claim(settings, folder, source)
-    if key is None:
+    hashes = _hashes(source)
+    key = hashlib.sha256(json.dumps([corpus.FORMAT, asdict(settings), hashes], sort_keys=True).encode()).hexdigest()
+    if not _claim(folder, key):
         return corpus.read_manifest(folder)
     source.check()
     try:
         with _disk_full_is_a_sentence(folder):
-            return _build(settings, source, folder, workers)
+            return _build(settings, source, folder, workers, key, hashes)
     except KeyboardInterrupt:
         raise DataError(f"stopped; the same command goes on where it was (finished parts are in {folder / 'parts'}).") from None
 
 
-def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int) -> dict[str, Any]:
+def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int, key: str, hashes: dict[Split, str]) -> dict[str, Any]:
     left_out: Counter[str] = Counter(source.left_out)
     chosen: dict[Split, list[CueEntry]] = {}
-    pictures = {split: source.files.get(split, source.files["train"])[1] for split in corpus.SPLITS}
+    pictures = {split: source.files.get(split, source.files["train"])[1] for split in SPLITS}
     common = Path(os.path.commonpath(list(pictures.values())))
     found: dict[str, dict[str, int]] = {}
-    for split in corpus.SPLITS:
+    for split in SPLITS:
         images = source.images_of(split, settings.seed)
         parts = [images[i : i + _IMAGES_A_PART] for i in range(0, len(images), _IMAGES_A_PART)]
         jobs = [(folder / "parts" / f"{split}-{n:05d}.parquet", common, part, settings) for n, part in enumerate(parts)]
@@ -150,10 +152,23 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         _write(corpus.to_table(entries, common), folder / "index" / f"{split}.parquet")
     if settings.shards:
         _write_shards([e for entries in chosen.values() for e in entries], common, folder, workers)
-    manifest = _manifest(settings, source, folder, common, chosen, found, left_out)
-    beside = folder / (corpus.MANIFEST + ".writing")
-    beside.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(beside, folder / corpus.MANIFEST)
+    manifest = {
+        "format": corpus.FORMAT,
+        "locus_lightning": __version__,
+        "key": key,
+        "settings": asdict(settings),
+        "sources": {name: {"file": str(file), "sha256": hashes[name]} for name, (file, _) in source.files.items()},
+        "images": str(common),
+        "shards": settings.shards,
+        "counts": {split: _counts(entries) for split, entries in chosen.items()},
+        "found": found,
+        "left_out": {name: number for name, number in sorted(left_out.items()) if number},
+        "missing_images": source.missing[:20],
+        "statistics": {split: _statistics(entries) for split, entries in chosen.items()},
+        "files": _files(folder),
+    }
+    with _whole(folder / corpus.MANIFEST) as beside:
+        beside.write_text(json.dumps(manifest, indent=2) + "\n")
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return manifest
 
@@ -190,13 +205,10 @@ def _shard(job: tuple[Path, Path, Sequence[str]]) -> Path:
     path, common, names = job
     if not path.is_file():
         schema = pa.schema([("file_name", pa.string()), ("image", pa.binary())])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.writing")
-        with pq.ParquetWriter(beside, schema, compression="none") as writer:  # JPEG bytes do not get smaller
+        with _whole(path) as beside, pq.ParquetWriter(beside, schema, compression="none") as writer:  # JPEG bytes do not get smaller
             for i in range(0, len(names), _IMAGES_A_ROW_GROUP):
                 some = list(names[i : i + _IMAGES_A_ROW_GROUP])
                 writer.write_table(pa.table({"file_name": some, "image": [(common / name).read_bytes() for name in some]}, schema))
-        os.replace(beside, path)
     return path
 
 
@@ -233,28 +245,38 @@ def _in_parallel(work: Callable[[Any], Path], jobs: Sequence[Any], workers: int,
 
 
 def _write(table: pa.Table, path: Path) -> None:
+    with _whole(path) as beside:
+        pq.write_table(table, beside)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to; what is there in the end becomes ``path``, so that a file is complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.writing")
-    pq.write_table(table, beside)
+    yield beside
     os.replace(beside, path)
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------------------
 
 
-def _claim(settings: BuildSettings, folder: Path, source: CocoCues) -> str | None:
-    """Mark an empty folder as this build's; None where the finished corpus is there already."""
+def _hashes(source: CocoCues) -> dict[Split, str]:
+    """Of the annotation files."""
     for file, _ in source.files.values():
         if not file.is_file():
             raise DataError(f"the annotation file {file} does not exist; set --annotations to a COCO-format JSON.")
-    inputs = {name: corpus.digest(file) for name, (file, _) in source.files.items()}
-    key = hashlib.sha256(json.dumps([corpus.FORMAT, asdict(settings), inputs], sort_keys=True).encode()).hexdigest()
+    return {name: corpus.digest(file) for name, (file, _) in source.files.items()}
+
+
+def _claim(folder: Path, key: str) -> bool:
+    """Mark an empty folder as this build's; false where the finished corpus is there already."""
     note = folder / "parts" / "settings"
     if (folder / corpus.MANIFEST).is_file():
         if corpus.read_manifest(folder).get("key") != key:
             raise ConfigError(f"{folder} holds a corpus of other settings or other annotations; choose another --out, or delete it.")
         print(f"{folder} is built already, by the same settings.")
-        return None
+        return False
     if note.is_file() and note.read_text() != key:
         raise ConfigError(f"{folder} holds the unfinished build of other settings; choose another --out, or delete it.")
     if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
@@ -264,37 +286,13 @@ def _claim(settings: BuildSettings, folder: Path, source: CocoCues) -> str | Non
         note.write_text(key)
     for stale in folder.rglob("*.writing"):
         stale.unlink()
-    return key
+    return True
 
 
-def _manifest(
-    settings: BuildSettings,
-    source: CocoCues,
-    folder: Path,
-    common: Path,
-    chosen: dict[Split, list[CueEntry]],
-    found: dict[str, dict[str, int]],
-    left_out: Counter[str],
-) -> dict[str, Any]:
-    from locus_lightning import __version__
-
-    inputs = {name: {"file": str(file), "sha256": corpus.digest(file)} for name, (file, _) in source.files.items()}
-    files = sorted(p for p in (*(folder / "index").iterdir(), *(folder / "shards").glob("*.parquet")))
-    return {
-        "format": corpus.FORMAT,
-        "locus_lightning": __version__,
-        "key": (folder / "parts" / "settings").read_text(),
-        "settings": asdict(settings),
-        "sources": inputs,
-        "images": str(common),
-        "shards": settings.shards,
-        "counts": {split: _counts(entries) for split, entries in chosen.items()},
-        "found": found,
-        "left_out": {name: number for name, number in sorted(left_out.items()) if number},
-        "missing_images": source.missing[:20],
-        "statistics": {split: _statistics(entries) for split, entries in chosen.items()},
-        "files": {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": corpus.digest(p)} for p in files},
-    }
+def _files(folder: Path) -> dict[str, Any]:
+    """Size and hash of every file of the corpus."""
+    files = sorted((*(folder / "index").iterdir(), *(folder / "shards").glob("*.parquet")))
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": corpus.digest(p)} for p in files}
 
 
 def _counts(entries: Iterable[CueEntry]) -> dict[str, Any]:

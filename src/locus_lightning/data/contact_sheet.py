@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
+from locus_lightning.data.index import data_url
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.types import CueSample
 
@@ -91,12 +90,4 @@ def _figure(sample: CueSample, side: int) -> str:
         f"<br>cue {cue.width}x{cue.height} px (x{window.scale:.2f})<br>picture {sample.image.width}x{sample.image.height}"
         f"<br>model sees {w * seen:.0f}x{h * seen:.0f} of {sample.image.width * seen:.0f}x{sample.image.height * seen:.0f}<br>{sample.id}"
     )
-    return (
-        f"<figure><img src='{_data(shown)}'><div class=cue><img src='{_data(cue, 'PNG')}'><figcaption>{caption}</figcaption></div></figure>"
-    )
-
-
-def _data(image: Image.Image, kind: str = "JPEG") -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"<figure><img src='{data_url(shown, quality=85)}'><div class=cue><img src='{data_url(cue, 'PNG')}'><figcaption>{caption}</figcaption></div></figure>"

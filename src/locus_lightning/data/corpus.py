@@ -16,22 +16,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from locus_lightning.cue_samplers.base import crop_cue
-from locus_lightning.cue_samplers.text_cue import read_expressions
+from locus_lightning.cue_samplers.text_cue import cue_in_words, read_expressions
 from locus_lightning.data.index import CueEntry, CueSet, decode_image, open_file
 from locus_lightning.data.source import CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.types import Cue, CueWindow
+from locus_lightning.types import CueWindow
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SPLITS: tuple[Split, ...] = get_args(Split)
 SCHEMA = pa.schema(
     [
         ("file_name", pa.string()),
@@ -108,7 +107,7 @@ class CorpusCues(CueSource):
             said = read_expressions(self.expressions)
             known = [e for e in entries if str(e.window.object_id) in said]
             entries = [replace(e, window=replace(e.window, label=said[str(e.window.object_id)])) for e in known]
-            make = _in_words
+            make = cue_in_words
         if not entries:
             raise DataError(f"the corpus {self.folder} has no {split} cues" + (" with words" if self.expressions else "") + ".")
         return CueSet(entries, make, open_file if folder is not None else Shards(self.folder))
@@ -122,10 +121,6 @@ class CorpusCues(CueSource):
         if self.images is not None:
             return self.images
         return None if self.manifest["shards"] else Path(self.manifest["images"])
-
-
-def _in_words(image: Image.Image, window: CueWindow) -> Cue:
-    return replace(crop_cue(image, window), text=window.label)
 
 
 def read_manifest(folder: Path, *, deep: bool = False) -> dict[str, Any]:

@@ -22,7 +22,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (50, 190, 200),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-TEXTURES = ("plain", "stripes", "dots", "checks")
+TEXTURE_WORDS = {"plain": "plain", "stripes": "striped", "dots": "dotted", "checks": "checked"}
+TEXTURES = tuple(TEXTURE_WORDS)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Look:
     @property
     def label(self) -> str:
         """In words, such as "red striped circle"."""
-        adjective = {"plain": "", "stripes": "striped ", "dots": "dotted ", "checks": "checked "}[self.texture]
+        adjective = "" if self.texture == "plain" else TEXTURE_WORDS[self.texture] + " "
         return f"{self.colour} {adjective}{self.shape}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -124,6 +125,13 @@ def decode_image(file: str | io.BytesIO, size: Size) -> Image.Image:
     if image.size != size:
         raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {size[0]}x{size[1]}")
     return image
+
+
+def data_url(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> str:
+    """A picture inside an address, for pages and requests that stand alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:

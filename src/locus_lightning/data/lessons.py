@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from locus_lightning.data.drawing import COLOURS, SHAPES, Look
+from locus_lightning.data.drawing import COLOURS, SHAPES, TEXTURE_WORDS, Look
 from locus_lightning.data.scenes import Scene, SceneCues
-from locus_lightning.data.source import CueDataset, CueKey, CueSource, Sample, Split
+from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Sample, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Box, IntBox, Question
-
-_SPLITS: dict[Split, int] = {"train": 0, "val": 1}
-_TEXTURE_WORDS = {"plain": "plain", "stripes": "striped", "dots": "dotted", "checks": "checked"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def phrase(looks: Sequence[Look], index: int, rng: np.random.Generator, leave_ou
     for k in rng.permutation(len(kinds)):
         named = {name: getattr(look, name) for name in kinds[k]}
         if len(matching(looks, **named)) == 1:
-            words = [_TEXTURE_WORDS[value] if name == "texture" else value for name, value in named.items()]
+            words = [TEXTURE_WORDS[value] if name == "texture" else value for name, value in named.items()]
             return " ".join(words if "shape" in named else [*words, "thing"])
     return None
 
@@ -108,13 +105,12 @@ def count(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     """Which of two objects is further left, or higher."""
-    pair = _pair(scene, rng)
-    if pair is None:
+    if len(scene.boxes) < 2:
         return None
-    a, b, axis, answer = pair
-    sides = ("left", "right") if axis == 0 else ("above", "below")
-    where = "on the left or right side of" if axis == 0 else "above or below"
-    return Lesson(f"Is the {a} {where} the {b}?", sides[answer])
+    i, j = (int(k) for k in rng.permutation(len(scene.boxes))[:2])
+    axis = int(rng.integers(2))
+    found = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
+    return found and Lesson(found[0], found[1][0])  # type: ignore[return-value]
 
 
 def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -122,10 +118,7 @@ def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     plain = attribute(scene, rng)
     if plain is None:
         return None
-    pool = list(COLOURS) if plain.answer in COLOURS else list(SHAPES)
-    wrong = [word for word in pool if word != plain.answer]
-    options = [plain.answer, *(wrong[int(k)] for k in rng.permutation(len(wrong))[:3])]
-    return _lettered(plain.text, options, rng)
+    return _lettered(plain.text, attribute_options(plain.answer, rng), rng)
 
 
 def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -138,28 +131,30 @@ def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 
 def _lettered(question: str, options: list[str], rng: np.random.Generator) -> Lesson:
-    order = rng.permutation(len(options))
-    text = with_options(question, [options[k] for k in order])
-    return Lesson(text, "ABCD"[int(np.flatnonzero(order == 0)[0])])
+    return Lesson(*with_options(question, options, rng))
 
 
-def with_options(question: str, options: Sequence[str]) -> str:
-    """A multiple-choice question as V*Bench writes it."""
-    lines = "".join(f"\n({letter}) {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
-    return f"{question}{lines}\nAnswer with the option's letter from the given choices directly."
+def with_options(question: str, options: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
+    """A multiple-choice question as V*Bench writes it, ``options`` (the right one first) in random order, and the right letter."""
+    order = rng.permutation(len(options)).tolist()
+    lines = "".join(f"\n({letter}) {options[k]}" for letter, k in zip("ABCDEFGH", order, strict=False))
+    return f"{question}{lines}\nAnswer with the option's letter from the given choices directly.", "ABCDEFGH"[order.index(0)]
 
 
-def _pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, int, int] | None:
-    """Two named objects that lie apart along an axis: their phrases, the axis, and 0 where the first has the lower coordinate."""
-    if len(scene.boxes) < 2:
+def attribute_options(right: str, rng: np.random.Generator) -> list[str]:
+    """The right colour or shape, then three wrong ones."""
+    wrong = [word for word in (COLOURS if right in COLOURS else SHAPES) if word != right]
+    return [right, *(wrong[int(k)] for k in rng.permutation(len(wrong))[:3])]
+
+
+def position(scene: Scene, pair: tuple[int, int], names: tuple[str | None, str | None], axis: int) -> tuple[str, list[str]] | None:
+    """Whether the first of two named objects is further left (axis 0), or higher (1), than the second: question and options, the right
+    one first; None where one has no name, or they do not lie apart."""
+    (a, b), (first, second) = names, ((scene.boxes[k][axis] + scene.boxes[k][axis + 2]) / 2 for k in pair)
+    if a is None or b is None or abs(first - second) < 0.1 * scene.image.width:
         return None
-    i, j = (int(k) for k in rng.permutation(len(scene.boxes))[:2])
-    axis = int(rng.integers(2))
-    centres = [(scene.boxes[k][axis] + scene.boxes[k][axis + 2]) / 2 for k in (i, j)]
-    a, b = phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)
-    if a is None or b is None or abs(centres[0] - centres[1]) < 0.1 * scene.image.width:
-        return None
-    return a, b, axis, int(centres[0] > centres[1])
+    sides, where = (["left", "right"], "on the left or right side of") if axis == 0 else (["above", "below"], "above or below")
+    return f"Is the {a} {where} the {b}?", sides if first < second else sides[::-1]
 
 
 TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
@@ -247,7 +242,7 @@ class _Lessons(CueDataset):
         return self.source.train_size if self.split == "train" else self.source.val_size
 
     def __getitem__(self, key: CueKey) -> Sample | tuple[Sample, ...]:
-        rng = np.random.default_rng([self.seed, 2 + _SPLITS[self.split], *key])
+        rng = np.random.default_rng([self.seed, 2 + SPLITS.index(self.split), *key])
         name = f"lesson-{self.split}-{key[0]}-{key[1]}"
         if self.split == "train":
             return lessons(name, self.source.stage(key[0]), self.source.per_scene, rng)

@@ -11,11 +11,9 @@ from PIL import Image
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.data.drawing import COLOURS, SHAPES, TEXTURES, Look, background, paint
-from locus_lightning.data.source import CueDataset, CueKey, CueSource, Split
+from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Box, CueSample, SceneObject
-
-_SPLITS: dict[Split, int] = {"train": 0, "val": 1}
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class _Scenes(CueDataset):
         return self.source.train_size if self.split == "train" else self.source.val_size
 
     def __getitem__(self, key: CueKey) -> CueSample:
-        rng = np.random.default_rng([self.seed, _SPLITS[self.split], *key])
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), *key])
         return self.source.cue(f"scene-{self.split}-{key[0]}-{key[1]}", rng)
 
 

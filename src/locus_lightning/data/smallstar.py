@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from locus_lightning.data.drawing import COLOURS, SHAPES
-from locus_lightning.data.lessons import phrase, with_options
+from locus_lightning.data.lessons import attribute_options, phrase, position, with_options
 from locus_lightning.data.scenes import Scene, SceneCues
 from locus_lightning.errors import ConfigError
 from locus_lightning.geometry import size_bin
@@ -66,12 +65,8 @@ def question(kind: str, index: int, seed: int) -> tuple[Image.Image, dict[str, A
         if found is not None:
             break
     text, options, names, targets = found
-    order = rng.permutation(len(options)).tolist()
-    row = {
-        "text": with_options(text, [options[k] for k in order]),
-        "category": kind,
-        "label": "ABCDEFGH"[order.index(0)],
-    }
+    lettered, label = with_options(text, options, rng)
+    row = {"text": lettered, "category": kind, "label": label}
     boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (scene.boxes[i] for i in targets)]
     return scene.image, row, {"target_object": names, "bbox": boxes, "question": text, "options": options, "size_bin": wanted}
 
@@ -93,9 +88,7 @@ def _attribute(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | 
     if words is None:
         return None
     right = str(getattr(scene.looks[i], asked))
-    others = [word for word in (COLOURS if asked == "colour" else SHAPES) if word != right]
-    options = [right, *(others[int(k)] for k in rng.permutation(len(others))[:3])]
-    return f"What is the {asked} of the {words}?", options, [words], [i]
+    return f"What is the {asked} of the {words}?", attribute_options(right, rng), [words], [i]
 
 
 def _position(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | None:
@@ -104,11 +97,5 @@ def _position(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | N
         return None
     i, j = (fitting[int(k)] for k in rng.permutation(len(fitting))[:2])
     a, b = phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)
-    axis = int(rng.integers(2))
-    centre = [(scene.boxes[k][axis] + scene.boxes[k][axis + 2]) / 2 for k in (i, j)]
-    if a is None or b is None or abs(centre[0] - centre[1]) < 0.1 * scene.image.width:
-        return None
-    sides = ("left", "right") if axis == 0 else ("above", "below")
-    options = list(sides if centre[0] < centre[1] else reversed(sides))
-    where = "on the left or right side of" if axis == 0 else "above or below"
-    return f"Is the {a} {where} the {b}?", options, [a, b], [i, j]
+    found = position(scene, (i, j), (a, b), int(rng.integers(2)))
+    return found and (*found, [a, b], [i, j])  # type: ignore[return-value,list-item]

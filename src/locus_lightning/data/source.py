@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch.utils.data import Dataset
 
 from locus_lightning.types import CueSample, Question
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 Sample = CueSample | Question
 

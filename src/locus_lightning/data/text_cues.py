@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections import Counter
@@ -16,7 +14,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from locus_lightning.cue_samplers.text_cue import MOST_WORDS
-from locus_lightning.data.index import CueSet
+from locus_lightning.data.index import CueSet, data_url
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import DataError
 from locus_lightning.types import CueSample
@@ -48,7 +46,11 @@ def write_requests(sets: Sequence[CueDataset], path: Path, model: str, limit: in
             marked = sample.image.copy()
             ImageDraw.Draw(marked).rectangle((x1 - 1, y1 - 1, x2, y2), outline=(255, 0, 0), width=2)
             around = sample.image.crop((int(x1), int(y1), int(x2), int(y2)))
-            content = [_picture(marked), _picture(around.resize((max(64, around.width * 3), max(64, around.height * 3)))), _text()]
+            content = [
+                _picture(marked),
+                _picture(around.resize((max(64, around.width * 3), max(64, around.height * 3)))),
+                {"type": "text", "text": _REQUEST},
+            ]
             body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 64, "temperature": 0}
             line = {"custom_id": sample.id, "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
@@ -63,13 +65,7 @@ def _samples(sets: Sequence[CueDataset], limit: int | None) -> Iterator[CueSampl
 
 
 def _picture(image: Image.Image) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()}}
-
-
-def _text() -> dict[str, Any]:
-    return {"type": "text", "text": _REQUEST}
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
 
 
 def read_answers(sets: Sequence[CueDataset], answers: Path, out: Path) -> Read:

@@ -69,9 +69,8 @@ def accuracy(module: CueModule, items: list[Item], max_new_tokens: int, batch_si
     right: defaultdict[str, list[float]] = defaultdict(list)
     for start in range(0, len(items), batch_size):
         some = items[start : start + batch_size]
-        prompts = module.backbone.encode([item.question() for item in some])
-        made = module.rollout.generate(module.backbone, prompts, 1, Sampling(max_new_tokens, temperature=0.0))
-        for item, (generation,) in zip(some, made, strict=True):
+        made = module.generate([item.question() for item in some], Sampling(max_new_tokens, temperature=0.0))
+        for item, generation in zip(some, made, strict=True):
             score = float(extract_letter(module.backbone.decode(generation.ids_T), item.options) == item.label)
             right[item.kind].append(score)
             right[""].append(score)

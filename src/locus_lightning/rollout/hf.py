@@ -44,15 +44,14 @@ class HFRollout(RolloutEngine):
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
         groups: list[list[Generation]] = []
-        with backbone.sampling(
-            merge_adapters=self.merge_adapters
-        ):  # no prompts, no groups: a rank's share of the last validation batch can be empty
+        with backbone.sampling(merge_adapters=self.merge_adapters):
+            # no prompts, no groups: a rank's share of the last validation batch can be empty
             for start in range(0, len(prompts), self.prompts_at_once):
                 groups += self._decode(backbone, prompts[start : start + self.prompts_at_once], n, sampling)
         return groups
 
     def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
-        cache, shared, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
+        cache, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
         rows, device = len(hidden_RD), hidden_RD.device
         position_R = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(n)
         eos = torch.tensor(backbone.eos_ids, device=device)
@@ -71,10 +70,11 @@ class HFRollout(RolloutEngine):
                 break
             if len(stay) <= _CLEAR_AT * len(alive):
                 cache.batch_select_indices(stay)
-                alive, token_R, mask_RS, position_R = alive[stay], token_R[stay], mask_RS[stay], position_R[stay]
-            mask_RS = F.pad(mask_RS, (0, 1), value=1)
-            mask = None if shared else mask_RS
-            hidden_RD = backbone.hidden(token_R[:, None], mask, position_R[:, None] + t, cache=cache)[:, -1]
+                alive, token_R, position_R = alive[stay], token_R[stay], position_R[stay]
+                mask_RS = None if mask_RS is None else mask_RS[stay]
+            if mask_RS is not None:
+                mask_RS = F.pad(mask_RS, (0, 1), value=1)
+            hidden_RD = backbone.hidden(token_R[:, None], mask_RS, position_R[:, None] + t, cache=cache)[:, -1]
         made = [
             Generation(ids_RT[r, :length].clone(), logps_RT[r, :length].clone(), truncated=not ended)
             for r, (length, ended) in enumerate(zip(lengths_R.tolist(), ended_R.tolist(), strict=True))
@@ -82,8 +82,8 @@ class HFRollout(RolloutEngine):
         return [made[i : i + n] for i in range(0, rows, n)]
 
 
-def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, bool, Tensor, Tensor]:
-    """Run every prompt once; cache, whether it holds prompts once, last hidden state (B*n, D) and mask (B*n, P), each repeated n times."""
+def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, Tensor, Tensor | None]:
+    """Run every prompt once; cache, last hidden state (B*n, D) and mask (B*n, P), each for n rows a prompt; no mask where the cache knows."""
     from transformers import DynamicCache
 
     from locus_lightning.rollout.cache import for_groups
@@ -93,7 +93,7 @@ def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -
     cache = DynamicCache()
     hidden_BD = backbone.hidden(ids_BP, mask_BP, positions, features, cache=cache)[:, -1]
     grouped, shared = for_groups(cache, mask_BP, n, room, backbone.shares_keys)
-    return grouped, shared, hidden_BD.repeat_interleave(n, dim=0), mask_BP.repeat_interleave(n, dim=0)
+    return grouped, hidden_BD.repeat_interleave(n, dim=0), None if shared else mask_BP.repeat_interleave(n, dim=0)
 
 
 def draw(logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
