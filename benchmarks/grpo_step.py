@@ -80,18 +80,31 @@ def words(workload: Workload) -> Any:
     return replace(CuePrompt(), instruction=CuePrompt().instruction + _FILLER * workload.filler)
 
 
+def locus_module(workload: Workload, folder: str, share: bool) -> Any:
+    """The module that is measured; without ``share`` every completion pays for its prompt."""
+    from locus_lightning.backbones.llava import LlavaBackbone
+    from locus_lightning.backbones.loading import LoRA
+    from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
+    from locus_lightning.module import LocusModule
+    from locus_lightning.rollout.base import Sampling
+    from locus_lightning.rollout.hf import HFRollout
+
+    kind: Any = LlavaBackbone if "llava" in workload.checkpoint else Qwen2_5_VLBackbone
+    backbone = kind(
+        folder, dtype="bfloat16" if workload.gpu else "float32", quantize="nf4" if workload.gpu else None, share_prefix=share,
+        lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu, prompt=words(workload),
+    )  # fmt: skip
+    engine = HFRollout() if share else PlainRollout()
+    sampling = Sampling(workload.tokens)
+    return LocusModule(backbone, rollout=engine, sampling=sampling, group_size=workload.group, micro_batch_size=workload.micro)
+
+
 def run_locus(workload: Workload, folder: str, steps: int, warmup: int, share: bool) -> dict[str, Any]:
     import lightning as L
     import torch
 
-    from locus_lightning.backbones.llava import LlavaBackbone
-    from locus_lightning.backbones.loading import LoRA
-    from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
     from locus_lightning.data.datamodule import CueDataModule
     from locus_lightning.data.source import CueDataset, CueSource
-    from locus_lightning.module import LocusModule
-    from locus_lightning.rollout.base import Sampling
-    from locus_lightning.rollout.hf import HFRollout
 
     class Work(CueDataset):
         def __len__(self) -> int:
@@ -104,15 +117,7 @@ def run_locus(workload: Workload, folder: str, steps: int, warmup: int, share: b
         def dataset(self, split: Any, seed: int) -> CueDataset:
             return Work()
 
-    kind: Any = LlavaBackbone if "llava" in workload.checkpoint else Qwen2_5_VLBackbone
-    backbone = kind(
-        folder, dtype="bfloat16" if workload.gpu else "float32", quantize="nf4" if workload.gpu else None, share_prefix=share,
-        lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu, prompt=words(workload),
-    )  # fmt: skip
-    engine = HFRollout() if share else PlainRollout()
-    module = LocusModule(
-        backbone, rollout=engine, sampling=Sampling(workload.tokens), group_size=workload.group, micro_batch_size=workload.micro
-    )
+    module = locus_module(workload, folder, share)
     times: defaultdict[str, list[float]] = defaultdict(list)
 
     class Clock(L.Callback):
@@ -140,7 +145,7 @@ def run_locus(workload: Workload, folder: str, steps: int, warmup: int, share: b
         precision="bf16-true" if workload.gpu else "32-true",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[clock],
     ).fit(module, datamodule=CueDataModule(Source(), batch_size=workload.prompts))  # fmt: skip
-    return result(workload, times, warmup, clock.prompt, loaded["memory"], sum(p.numel() for p in backbone.model.parameters()))
+    return result(workload, times, warmup, clock.prompt, loaded["memory"], sum(p.numel() for p in module.backbone.model.parameters()))
 
 
 def PlainRollout() -> Any:  # noqa: N802
@@ -340,8 +345,6 @@ def table(name: str, rows: dict[str, dict[str, Any]]) -> None:
 
 def scaling(workload: Workload, folder: Path, asked: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Step time against G, and against the prompt's length, of the two layouts; drawn to ``out``."""
-    from matplotlib.figure import Figure
-
     found: dict[str, Any] = {"group": {"locus": [], "plain": []}, "prompt": {"locus": [], "plain": []}}
     for kind, values in (("group", (2, 4, 8, 16)), ("image", (224, 336, 448, 560))):
         for value in values:
@@ -349,6 +352,14 @@ def scaling(workload: Workload, folder: Path, asked: argparse.Namespace, out: Pa
                 if "seconds" in row:
                     axis_value = value if kind == "group" else row["prompt_tokens"]
                     found["group" if kind == "group" else "prompt"][engine].append([axis_value, row])
+    draw_scaling(found, out)
+    return found
+
+
+def draw_scaling(found: dict[str, Any], out: Path) -> None:
+    """Three panels: step and update against G, step against the prompt's length."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     panels = (
@@ -360,12 +371,11 @@ def scaling(workload: Workload, folder: Path, asked: argparse.Namespace, out: Pa
         for engine, colour in (("locus", "#3566c8"), ("plain", "#b3261e")):
             points = [(x, row["seconds"][phase]) for x, row in found[kind][engine]]
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=engine)
-        axis.set(xlabel=label, ylabel=f"seconds: {phase}", ylim=(0, None), xlim=(0, None))
+        axis.set(xlabel=label, ylabel=f"seconds: {phase}", ylim=(0, None), xlim=(0, None), xticks=[x for x, _ in found[kind]["locus"]])
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.suptitle("Prompt paid for once a group (locus) and once a completion (plain)")
     figure.savefig(out, dpi=120)
-    return found
 
 
 def main() -> None:

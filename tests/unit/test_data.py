@@ -236,6 +236,15 @@ def test_objects_touch_their_boxes_and_distractors_are_controllable():
     assert columns.max() == boxes[:, 2].max() - 1
 
 
+def test_colours_and_shapes_can_be_chosen():
+    source = SceneCues(objects=(4, 6), colours=["red", "cyan"], shapes=["ring"])
+    looks = [look for seed in range(5) for look in source.draw(np.random.default_rng(seed)).looks]
+    assert {(look.colour, look.shape) for look in looks} == {("red", "ring"), ("cyan", "ring")}
+    for wrong in ({"colours": ["redd"]}, {"shapes": []}):
+        with pytest.raises(ConfigError, match="choose from"):
+            SceneCues(**wrong)
+
+
 def test_a_scene_that_holds_no_wanted_cue_says_so():
     source = SceneCues(image_size=64, object_size=(0.5, 0.6), cue_sampler=ObjectCues({"tiny": 1.0}, min_side=4))
     with pytest.raises(ConfigError, match="widen object_size"):

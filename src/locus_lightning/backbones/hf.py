@@ -43,7 +43,8 @@ class HFBackbone(Backbone):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
-        checkpoint: a hub name, a folder, or ``toy:FAMILY`` for a random toy model made on the spot.
+        checkpoint: a hub name, a folder, ``locus-tiny`` for the small trained model that comes with this package, or ``toy:FAMILY`` for a
+            random toy model made on the spot.
         dtype: type of the weights that are not quantised.
         quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes).
         lora: adapter settings; null trains all weights of the language model (and ``nf4`` is then refused).
@@ -78,8 +79,6 @@ class HFBackbone(Backbone):
             raise ConfigError("backbone.quantize is nf4 but backbone.lora is null: 4-bit weights cannot be trained; set backbone.lora.")
         if quantize and train_vision:
             raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
-        if checkpoint.startswith("~"):
-            checkpoint = str(Path(checkpoint).expanduser())
         self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
         self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
         self.prompt, self.trust_remote_code = prompt or CuePrompt(), trust_remote_code
@@ -107,7 +106,7 @@ class HFBackbone(Backbone):
         if self.loaded:
             return
         with tempfile.TemporaryDirectory() as folder:
-            source = self.checkpoint
+            source = loading.resolve(self.checkpoint)
             if source.startswith(toy.PREFIX):
                 source = str(toy.save_toy_checkpoint(source.removeprefix(toy.PREFIX), Path(folder)))
             self.processor = loading.load_processor(source, self.trust_remote_code)

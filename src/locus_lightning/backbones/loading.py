@@ -41,6 +41,17 @@ class LoRA:
             raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
 
 
+SHIPPED = {"locus-tiny": Path(__file__).parent.parent / "models" / "locus_tiny"}
+"""Checkpoints that come with this package, by the name that stands for them."""
+
+
+def resolve(checkpoint: str) -> str:
+    """The folder of a checkpoint that comes with this package, ``~`` written out, or the name as it is."""
+    if checkpoint in SHIPPED:
+        return str(SHIPPED[checkpoint])
+    return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
+
+
 def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_remote_code: bool) -> None:
     """Look at a checkpoint's config without loading weights.
 
@@ -55,7 +66,7 @@ def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_re
             )
         found = toy.model_type(found)
     else:
-        found = _config_of(checkpoint, trust_remote_code).model_type
+        found = _config_of(resolve(checkpoint), trust_remote_code).model_type
     if found not in model_types:
         raise CheckpointError(
             f"backbone.checkpoint {checkpoint!r} is a {found!r} model and {backbone} speaks {', '.join(model_types)}; "
@@ -69,7 +80,7 @@ def _config_of(checkpoint: str, trust_remote_code: bool) -> Any:
     looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
     if looks_local and not Path(checkpoint).expanduser().is_dir():
         raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder or a hub name such as owner/name."
+            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder, a hub name such as owner/name, or {' or '.join(SHIPPED)}."
         )
     if looks_local and not (Path(checkpoint).expanduser() / "config.json").is_file():
         raise CheckpointError(f"backbone.checkpoint {checkpoint!r} has no config.json; give a folder that save_pretrained wrote.")

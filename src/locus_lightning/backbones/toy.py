@@ -76,7 +76,7 @@ def toy_tokenizer(special: dict[str, str], extra: tuple[str, ...] = (), sentence
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
 
-def _llama_text(tokenizer: Any, layers: int = 3) -> Any:
+def _llama_text(tokenizer: Any, layers: int = 3, tied: bool = False) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -91,7 +91,7 @@ def _llama_text(tokenizer: Any, layers: int = 3) -> Any:
         num_key_value_heads=4,
         max_position_embeddings=4096,
         initializer_range=0.06,  # a narrow model learns sooner from wider weights than the usual 0.02
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
 
 
@@ -103,7 +103,9 @@ _TURNS = (
 """As the released LLaVA templates: all images of a turn come before all its text."""
 
 
-def _llava(side: int = 48, patch: int = 8, tower_layers: int = 1, layers: int = 3, sentences: tuple[str, ...] = ()) -> tuple[Any, Any]:
+def _llava(
+    side: int = 48, patch: int = 8, tower_layers: int = 1, layers: int = 3, sentences: tuple[str, ...] = (), tied: bool = False
+) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
@@ -113,10 +115,11 @@ def _llava(side: int = 48, patch: int = 8, tower_layers: int = 1, layers: int = 
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=_llama_text(tokenizer, layers),
+        text_config=_llama_text(tokenizer, layers, tied),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
+        tie_word_embeddings=tied,
     )
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(images, tokenizer, patch, "default", chat_template=_TURNS, num_additional_image_tokens=1)
@@ -133,13 +136,13 @@ _LESSON_WORDS = (
     + "".join(f"{word}\n" for word in ["diamond", "cross", "ring", "left", "right", "above", "below", "A", "B", "C", "D"]),
     "List all objects. Where is the thing? What is at [1, 2, 3, 4]? What is this?\nWhat is the colour of the shape?",
     "How many are there? Is it on the left or right side of the thing? Is it above or below",
-    "one [1, 2, 3, 4]; two [1, 2, 3, 4]; three",
+    "a one [1, 2, 3, 4]; an orange two [1, 2, 3, 4]; a three",
     "?\n(A) a\n(B) b\n(C) c\n(D) d\nAnswer with the option's letter from the given choices directly.",
 )
 
 
 def _locus_tiny() -> tuple[Any, Any]:
-    return _llava(side=96, patch=12, tower_layers=2, layers=4, sentences=_LESSON_WORDS)
+    return _llava(side=96, patch=12, tower_layers=2, layers=4, sentences=_LESSON_WORDS, tied=True)
 
 
 def _llava_onevision() -> tuple[Any, Any]:

@@ -45,6 +45,11 @@ def phrase(looks: Sequence[Look], index: int, rng: np.random.Generator, leave_ou
     return None
 
 
+def _a(look: Look) -> str:
+    """With its article: a word after a space is then the same token in an answer as in a question."""
+    return f"{'an' if look.colour == 'orange' else 'a'} {look.label}"
+
+
 def _some(scene: Scene, rng: np.random.Generator) -> int:
     return int(rng.integers(len(scene.boxes)))
 
@@ -52,14 +57,14 @@ def _some(scene: Scene, rng: np.random.Generator) -> int:
 def list_objects(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     """All objects with their boxes, in random order: after a name its box has to be found by the name, not by the order."""
     order = rng.permutation(len(scene.boxes)).tolist()
-    answer = "; ".join(f"{scene.looks[i].label} {{{n}}}" for n, i in enumerate(order))
+    answer = "; ".join(f"{_a(scene.looks[i])} {{{n}}}" for n, i in enumerate(order))
     return Lesson("List all objects.", answer, tuple(scene.boxes[i] for i in order))
 
 
 def list_boxes(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     """All boxes with what is in them, in random order: after a box its name has to be found by the box."""
     order = rng.permutation(len(scene.boxes)).tolist()
-    answer = "; ".join(f"{{{n}}} {scene.looks[i].label}" for n, i in enumerate(order))
+    answer = "; ".join(f"{{{n}}} {_a(scene.looks[i])}" for n, i in enumerate(order))
     return Lesson("What is where?", answer, tuple(scene.boxes[i] for i in order))
 
 
@@ -73,7 +78,7 @@ def ground(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 def name_box(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     """What is in a box."""
     i = _some(scene, rng)
-    return Lesson("What is at {0}?", scene.looks[i].label, (scene.boxes[i],))
+    return Lesson("What is at {0}?", _a(scene.looks[i]), (scene.boxes[i],))
 
 
 def name_crop(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -83,7 +88,7 @@ def name_crop(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     dx, dy = (float(rng.uniform(0, 0.1)) * side for side in (x2 - x1, y2 - y1))
     side = scene.image.width
     crop = (max(0, round(x1 - dx)), max(0, round(y1 - dy)), min(side, round(x2 + dx)), min(side, round(y2 + dy)))
-    return Lesson("What is this?", scene.looks[i].label, crop=crop)
+    return Lesson("What is this?", _a(scene.looks[i]), crop=crop)
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:

@@ -38,6 +38,8 @@ class SceneCues(CueSource):
         objects: (low, high) number of objects in a scene, inclusive; one becomes the cue, the others are distractors.
         object_size: (low, high) of an object's sides as a fraction of the image's, drawn log-uniformly.
         textures: draw stripes, dots and checks, or plain colours only.
+        colours: names of the colours that objects have; null: all of them.
+        shapes: likewise their shapes.
         background: ``gradient`` blends four soft colours, ``plain`` is one grey for all scenes.
         clutter: number of background strokes; they are drawn under the objects and are never cues.
         train_size: scenes an epoch; every epoch draws new ones.
@@ -51,6 +53,8 @@ class SceneCues(CueSource):
         objects: tuple[int, int] = (1, 6),
         object_size: tuple[float, float] = (0.06, 0.3),
         textures: bool = True,
+        colours: list[str] | None = None,
+        shapes: list[str] | None = None,
         background: Literal["gradient", "plain"] = "gradient",
         clutter: int = 12,
         train_size: int = 8192,
@@ -67,7 +71,11 @@ class SceneCues(CueSource):
                 f"SceneCues: image_size {image_size} is at least twice cue_sampler.min_side {self.cue_sampler.min_side}; "
                 f"train_size {train_size} and val_size {val_size} are at least 1, clutter {clutter} at least 0."
             )
+        for name, asked, known in (("colours", colours, tuple(COLOURS)), ("shapes", shapes, SHAPES)):
+            if asked is not None and (not asked or set(asked) - set(known)):
+                raise ConfigError(f"SceneCues.{name} is {asked}; choose from {', '.join(known)}.")
         self.image_size, self.objects, self.object_size = image_size, objects, object_size
+        self.colours, self.shapes = tuple(colours or COLOURS), tuple(shapes or SHAPES)
         self.textures, self.background, self.clutter = textures, background, clutter
         self.train_size, self.val_size = train_size, val_size
 
@@ -85,8 +93,8 @@ class SceneCues(CueSource):
             if box is None:
                 break
             look = Look(
-                SHAPES[int(rng.integers(len(SHAPES)))],
-                list(COLOURS)[int(rng.integers(len(COLOURS)))],
+                self.shapes[int(rng.integers(len(self.shapes)))],
+                self.colours[int(rng.integers(len(self.colours)))],
                 TEXTURES[int(rng.integers(len(TEXTURES)))] if self.textures else "plain",
             )
             paint(image, box, look)
