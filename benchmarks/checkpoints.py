@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from locus_lightning.backbones import toy
+from locus_lightning.backbones.toy.llava import llava
+from locus_lightning.backbones.toy.qwen import qwen2_5_vl
 
 
 def qwen_tiny(folder: Path) -> Path:
     """A Qwen2.5-VL of about 7 M parameters that sees pictures up to 672 px."""
-    model, processor = toy._FAMILIES["qwen2_5_vl"]()
+    model, processor = qwen2_5_vl()
     config = model.config
     config.text_config.update(
         {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -27,7 +28,7 @@ def llava_tiny(folder: Path) -> Path:
     """A LLaVA-1.5 of about 7 M parameters: 256 tokens a picture (224 px, patches of 14)."""
     from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
-    model, processor = toy._FAMILIES["llava"]()
+    model, processor = llava()
     config = model.config
     config.text_config.update(
         {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
@@ -41,7 +42,7 @@ def llava_tiny(folder: Path) -> Path:
 
 def qwen_7b(folder: Path) -> Path:
     """Qwen2.5-VL-7B's shape."""
-    model, processor = toy._FAMILIES["qwen2_5_vl"]()
+    model, processor = qwen2_5_vl()
     config = model.config
     config.text_config.update(
         {
@@ -63,7 +64,7 @@ def llava_7b(folder: Path) -> Path:
     """LLaVA-1.5-7B's shape: 576 tokens a picture, full attention heads in the cache."""
     from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
-    model, processor = toy._FAMILIES["llava"]()
+    model, processor = llava()
     config = model.config
     config.text_config.update(
         {

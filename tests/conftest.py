@@ -15,24 +15,39 @@ import pytest
 import torch
 from PIL import Image
 
+from locus_lightning import plugins
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.backbones.llava import LlavaBackbone
-from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
-from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
 from locus_lightning.backbones.toy import save_toy_checkpoint
 from locus_lightning.types import Completion, Cue, CueSample, CueWindow
 
 torch.set_num_threads(1)
 
 FAMILIES: dict[str, type[HFBackbone]] = {
-    "llava": LlavaBackbone,
-    "llava_onevision": LlavaOnevisionBackbone,
-    "qwen2_5_vl": Qwen2_5_VLBackbone,
+    family: plugins.load("backbones", name)
+    for family, name in {
+        "llava": "LlavaBackbone",
+        "llava_next": "LlavaNextBackbone",
+        "llava_onevision": "LlavaOnevisionBackbone",
+        "qwen2_vl": "Qwen2VLBackbone",
+        "qwen2_5_vl": "Qwen2_5_VLBackbone",
+        "qwen3_vl": "Qwen3VLBackbone",
+        "internvl": "InternVLBackbone",
+        "idefics3": "SmolVLMBackbone",
+        "smolvlm": "SmolVLMBackbone",
+        "gemma3": "Gemma3Backbone",
+    }.items()
 }
+PACKED = [family for family, kind in FAMILIES.items() if kind.convention.packs]
 
 
 @pytest.fixture(params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=PACKED)
+def packed_family(request: pytest.FixtureRequest) -> str:
+    """A family whose completions share a prompt."""
     return request.param
 
 

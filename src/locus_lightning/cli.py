@@ -21,6 +21,7 @@ training and evaluation (every option of model, data and trainer is available: l
 
 beside them
   plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]
+  backbones  families of models and how they write boxes     locus backbones [CHECKPOINT] [--json]
   data       build a cue corpus, look through it             locus data build | inspect | text-cues
   smallstar  write a benchmark of small things to a folder   locus smallstar FOLDER
   toy        write a toy checkpoint of a real architecture   locus toy llava FOLDER
@@ -51,6 +52,10 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning.commands import plugins_command
 
         raise SystemExit(plugins_command(arguments[1:]))
+    elif command == "backbones":
+        from locus_lightning.commands import backbones_command
+
+        raise SystemExit(backbones_command(arguments[1:]))
     elif command == "data":
         from locus_lightning.data_commands import data_command
 
@@ -73,5 +78,5 @@ def _dispatch(arguments: list[str]) -> None:
         run(arguments)
     else:
         raise LocusError(
-            f"there is no command {command!r}; choose fit, validate, test, predict, study, plugins, data, smallstar or toy (locus --help)."
+            f"there is no command {command!r}; choose fit, validate, test, predict, study, plugins, backbones, data, smallstar or toy (locus --help)."
         )

@@ -1,4 +1,4 @@
-"""The small commands: ``locus plugins`` and ``locus toy``."""
+"""The small commands: ``locus plugins``, ``locus backbones`` and ``locus toy``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from locus_lightning import plugins
 from locus_lightning.errors import ConfigError, PluginError
@@ -60,12 +61,67 @@ def _print_rows(rows: Sequence[dict[str, str]], check: bool) -> None:
             print(row["check"])
 
 
+def backbones_command(arguments: Sequence[str]) -> int:
+    """A table of families: how each writes boxes, and what bounds its images."""
+    parser = argparse.ArgumentParser(
+        "locus backbones",
+        description="List the families of models: what their box coordinates are, whether their authors say so, and what bounds an image's "
+        "tokens.",
+    )
+    parser.add_argument("checkpoint", nargs="?", help="say which backbone speaks this checkpoint; its config is read, no weights")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    from locus_lightning.backbones.auto import backbone_of
+
+    if options.checkpoint:
+        print(backbone_of(options.checkpoint).__name__)
+        return 0
+    rows = [_family(plugin) for plugin in plugins.available("backbones") if plugin.name != "AutoBackbone"]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        caption="* not confirmed by the authors: our choice, which reinforcement teaches. AutoBackbone picks by model_type.",
+    )
+    for title in ("backbone", "model_type", "coordinates", "image budget", "packs"):
+        table.add_column(title)
+    for row in rows:
+        frame = row["coordinates"] + ("" if row["confirmed"] else " *")
+        types = ", ".join(row["model_types"]) or "any"
+        table.add_row(row["name"], types, frame, row["image_budget"], "yes" if row["shares_prompts"] else "no")
+    Console().print(table)
+    return 0
+
+
+def _family(plugin: plugins.Plugin) -> dict[str, Any]:
+    kind = plugins.load("backbones", plugin.name)
+    known = getattr(kind, "convention", None)
+    return {
+        "name": plugin.name,
+        "class_path": plugin.class_path,
+        "model_types": list(getattr(kind, "model_types", ())),
+        "coordinates": known.frame if known else "not declared",
+        "native": known.native if known else "",
+        "confirmed": bool(known and known.confirmed),
+        "image_budget": known.budget if known else "",
+        "shares_prompts": bool(known and known.packs),
+    }
+
+
 def toy_command(arguments: Sequence[str]) -> int:
     """Write a toy checkpoint to a folder."""
+    from locus_lightning.backbones import toy
+
     parser = argparse.ArgumentParser(
         "locus toy", description="Write a random toy checkpoint of a real architecture, for trying a config on a CPU."
     )
-    parser.add_argument("family", help="llava, llava_onevision or qwen2_5_vl")
+    parser.add_argument("family", help=", ".join(toy.families()))
     parser.add_argument("folder", type=Path, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     options = parser.parse_args(arguments)
@@ -73,9 +129,7 @@ def toy_command(arguments: Sequence[str]) -> int:
         raise ConfigError(f"the folder {options.folder} is not empty; name a new one.")
     import torch
 
-    from locus_lightning.backbones.toy import save_toy_checkpoint
-
     torch.manual_seed(options.seed)
-    save_toy_checkpoint(options.family, options.folder)
+    toy.save_toy_checkpoint(options.family, options.folder)
     print(f"wrote a toy {options.family} checkpoint to {options.folder}")
     return 0

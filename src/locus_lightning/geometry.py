@@ -104,11 +104,26 @@ class BoxFrame:
         return cls(image_size, extent, scale, decimals=decimals, unit=unit)
 
     @classmethod
+    def thousandths(cls, image_size: Size) -> BoxFrame:
+        """0 to 1000 of the image's width and height."""
+        return cls.stretched(image_size, (1000.0, 1000.0), unit="thousandths (0 to 1000) of image 1's width and height")
+
+    @classmethod
+    def fractions(cls, image_size: Size, decimals: int) -> BoxFrame:
+        """0 to 1 of the image's width and height."""
+        return cls.stretched(image_size, (1.0, 1.0), decimals=decimals, unit="fractions (0 to 1) of image 1")
+
+    @classmethod
     def square_padded(cls, image_size: Size, extent: float, *, decimals: int = 0, unit: str = "pixels") -> BoxFrame:
         """The image is centred on a square of its longer side, which fills a square frame (LLaVA-1.5)."""
         side = max(image_size)
         offset = (float((side - image_size[0]) // 2), float((side - image_size[1]) // 2))
         return cls(image_size, (extent, extent), (extent / side, extent / side), offset, decimals, unit)
+
+    @classmethod
+    def padded_fractions(cls, image_size: Size, decimals: int) -> BoxFrame:
+        """0 to 1 of the image centred on a square of its longer side."""
+        return cls.square_padded(image_size, 1.0, decimals=decimals, unit="fractions (0 to 1) of the image padded to a square")
 
     @property
     def resolution(self) -> tuple[float, float]:

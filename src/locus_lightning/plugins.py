@@ -33,9 +33,18 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "RandomCropCues": "locus_lightning.cue_samplers.random_crop:RandomCropCues",
     },
     "backbones": {
+        "AutoBackbone": "locus_lightning.backbones.auto:AutoBackbone",
         "LlavaBackbone": "locus_lightning.backbones.llava:LlavaBackbone",
+        "LlavaNextBackbone": "locus_lightning.backbones.llava_next:LlavaNextBackbone",
         "LlavaOnevisionBackbone": "locus_lightning.backbones.llava_onevision:LlavaOnevisionBackbone",
+        "Qwen2VLBackbone": "locus_lightning.backbones.qwen2_vl:Qwen2VLBackbone",
         "Qwen2_5_VLBackbone": "locus_lightning.backbones.qwen2_5_vl:Qwen2_5_VLBackbone",
+        "Qwen3VLBackbone": "locus_lightning.backbones.qwen3_vl:Qwen3VLBackbone",
+        "MiMoVLBackbone": "locus_lightning.backbones.mimo_vl:MiMoVLBackbone",
+        "InternVLBackbone": "locus_lightning.backbones.internvl:InternVLBackbone",
+        "SmolVLMBackbone": "locus_lightning.backbones.smolvlm:SmolVLMBackbone",
+        "Gemma3Backbone": "locus_lightning.backbones.gemma3:Gemma3Backbone",
+        "GenericBackbone": "locus_lightning.backbones.generic:GenericBackbone",
     },
 }
 

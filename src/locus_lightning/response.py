@@ -13,7 +13,9 @@ from locus_lightning.geometry import is_valid_box
 from locus_lightning.types import Box
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
-_BOX = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]")
+_COMMA = r"\s*,\s*"
+_BOX = re.compile(rf"[\[(]\s*({_NUMBER}){_COMMA}({_NUMBER})(?:{_COMMA}|\s*\){_COMMA}\(\s*)({_NUMBER}){_COMMA}({_NUMBER})\s*[\])]")
+"""``[x1, y1, x2, y2]``, also inside JSON or more brackets, and ``(x1, y1), (x2, y2)``, as Qwen2-VL was trained to write it."""
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
 _STRUCTURE = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from locus_lightning.backbones import attention, loading
+from locus_lightning.backbones.auto import AutoBackbone
+from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.response import parse_response
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout, draw
+from locus_lightning.types import Question
 from tests.conftest import FAMILIES, make_sample
 
 SIX = Sampling(max_new_tokens=6, temperature=0.8)
@@ -41,8 +44,10 @@ def pure_float64(monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
-    for norm in (LlamaRMSNorm, Qwen2RMSNorm, Qwen2_5_VLRMSNorm):
+    for norm in (LlamaRMSNorm, Qwen2RMSNorm, Qwen2_5_VLRMSNorm, Qwen2VLRMSNorm, Qwen3VLTextRMSNorm):
         monkeypatch.setattr(norm, "forward", forward)
 
 
@@ -63,11 +68,11 @@ def both_layouts(backbone, prompts, completions, *, reference=False, train=True)
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("prompts_together", [1, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packing_is_exact(make_backbone, family, samples, pure_float64, monkeypatch, checkpointing, prompts_together, dense):
+def test_packing_is_exact(make_backbone, packed_family, samples, pure_float64, monkeypatch, checkpointing, prompts_together, dense):
     """float64: log-probs to 1e-9, gradients to 1e-7 relative; one prompt and several, ragged, checkpointing on and off; as one dense
     block with a mask, and as attention of the prompt and of the completions."""
     monkeypatch.setattr(attention, "_WORTH", 10**9 if dense else 1)
-    backbone = make_backbone(family, dtype="float64", gradient_checkpointing=checkpointing)
+    backbone = make_backbone(packed_family, dtype="float64", gradient_checkpointing=checkpointing)
     backbone.train()
     prompts, _, completions = rollouts(backbone, samples[:prompts_together])
     (packed, entropy, grads), (plain, plain_entropy, plain_grads) = both_layouts(backbone, prompts, ragged(completions))
@@ -79,9 +84,9 @@ def test_packing_is_exact(make_backbone, family, samples, pure_float64, monkeypa
 
 
 @pytest.mark.parametrize(("dtype", "logp_error", "gradient_error"), [("float32", 1e-4, 1e-4), ("bfloat16", 0.1, 0.1)])
-def test_packing_in_working_precision(make_backbone, family, samples, dtype, logp_error, gradient_error):
+def test_packing_in_working_precision(make_backbone, packed_family, samples, dtype, logp_error, gradient_error):
     """float32: log-probs to 1e-4, gradients to 1e-4 relative; bfloat16: 0.1 and 0.1, mean log-prob error 0.02."""
-    backbone = make_backbone(family, dtype=dtype)
+    backbone = make_backbone(packed_family, dtype=dtype)
     prompts, _, completions = rollouts(backbone, samples)
     (packed, _, grads), (plain, _, plain_grads) = both_layouts(backbone, prompts, ragged(completions))
     assert torch.allclose(packed, plain, atol=logp_error, rtol=0)
@@ -91,8 +96,8 @@ def test_packing_in_working_precision(make_backbone, family, samples, dtype, log
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_packing_with_the_adapter_on_and_off(make_backbone, family, samples, reference):
-    backbone = make_backbone(family, dtype="float64", lora=LoRA(rank=4))
+def test_packing_with_the_adapter_on_and_off(make_backbone, packed_family, samples, reference):
+    backbone = make_backbone(packed_family, dtype="float64", lora=LoRA(rank=4))
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)  # an adapter that does something
@@ -103,9 +108,9 @@ def test_packing_with_the_adapter_on_and_off(make_backbone, family, samples, ref
     assert (packed - other).abs().max() > 1e-3
 
 
-def test_equal_ids_with_different_pixels_are_different_prompts(make_backbone, family):
+def test_equal_ids_with_different_pixels_are_different_prompts(make_backbone, packed_family):
     """Two prompts of the same tokens and other pictures, decoded and scored together: each keeps its own pictures."""
-    backbone = make_backbone(family, dtype="float64")
+    backbone = make_backbone(packed_family, dtype="float64")
     prompts, groups, completions = rollouts(backbone, [make_sample(seed=0), make_sample(seed=1)])
     assert torch.equal(prompts[0].ids_P, prompts[1].ids_P)
     (packed, _, _), (plain, _, _) = both_layouts(backbone, prompts, completions, train=False)
@@ -150,15 +155,15 @@ def test_a_family_that_cannot_be_packed_says_so_once_and_runs_the_plain_batch(ma
     assert plain.row_tokens(100, 8, 10) == 100 + 80
 
 
-def test_decoding_with_prompts_kept_once_equals_decoding_with_repeated_ones(make_backbone, family, samples):
+def test_decoding_with_prompts_kept_once_equals_decoding_with_repeated_ones(make_backbone, packed_family, samples):
     """Prompts of different length, rows that leave at different times; also where the model's attention is not ours."""
     results = []
     for ours in (True, False):
-        backbone = make_backbone(family, dtype="float64")
+        backbone = make_backbone(packed_family, dtype="float64")
         assert backbone.shares_keys
         backbone.shares_keys = ours
         _, groups, _ = rollouts(backbone, samples, n=4, sampling=Sampling(max_new_tokens=40))
-        assert len({len(made.ids_T) for group in groups for made in group}) > 1 or family == "qwen2_5_vl"
+        assert len({len(made.ids_T) for group in groups for made in group}) > 1 or packed_family == "qwen2_5_vl"
         results.append(groups)
     for one, other in zip(*results, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -267,7 +272,7 @@ def test_image_tokens_equal_features(make_backbone, family, samples):
     for prompt in backbone.encode(samples):
         placeholders = sum(int((prompt.ids_P == i).sum()) for i in backbone.banned_ids)
         assert placeholders == sum(len(image) for image in prompt.features)
-        assert len(prompt.features) == 2
+        assert len(prompt.features) >= (1 if family in ("idefics3", "smolvlm") else 2)
 
 
 def test_placeholder_ids_are_never_sampled(make_backbone, family):
@@ -355,8 +360,8 @@ def test_nf4_reaches_the_language_model_only_and_trains(make_backbone, family):
     names = loading.quantised_linears(backbone.hf)
     linears = loading._language_linears(backbone.hf)
     assert names
-    assert all("language_model" in n for n in names)
-    assert not any("vision" in n or "visual" in n or "lm_head" in n for n in names)
+    assert all("language_model" in n or "text_model" in n for n in names)
+    assert not any(part in n for n in names for part in ("vision", "visual", "connector", "projector", "lm_head"))
     assert len(linears) >= len(names)
     embedding = backbone.hf.get_input_embeddings().weight
     assert embedding.dtype == torch.bfloat16, "embeddings stay as loaded, not fp32"
@@ -463,3 +468,70 @@ def test_a_checkpoint_holds_the_reference_only_where_it_lies_on_no_disk(make_bac
     with_adapter = FAMILIES["llava"](str(toy_folder("llava")), lora=LoRA(rank=2))
     with_adapter.load()
     assert all("lora_" in name for name in with_adapter.saved_parameters())
+
+
+def test_auto_becomes_the_backbone_of_the_family_and_says_so(family, caplog):
+    caplog.set_level("INFO")
+    made = AutoBackbone(f"toy:{family}", dtype="float64")
+    assert type(made) is FAMILIES[family]
+    assert made.dtype == torch.float64
+    assert f"backbone: {FAMILIES[family].__name__}" in caplog.text
+
+
+def test_auto_hands_on_what_only_the_family_knows_and_refuses_the_unknown(toy_folder, tmp_path):
+    assert AutoBackbone("toy:qwen2_vl", family={"max_pixels": 12_544}).max_pixels == 12_544
+    with pytest.raises(ConfigError, match=r"backbone\.family.*nonsense"):
+        AutoBackbone("toy:llava", family={"nonsense": 1})
+    config = (toy_folder("gemma3") / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"model_type": "gemma3"', '"model_type": "aya_vision"'))
+    with pytest.raises(CheckpointError, match=r"'aya_vision' model.*llava.*GenericBackbone.*frame"):
+        AutoBackbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("qwen3_vl", "gemma3")])
+def test_the_generic_backbone_gives_what_the_familys_own_gives(make_backbone, family):
+    torch.manual_seed(0)
+    generic = GenericBackbone(f"toy:{family}", frame="thousandths", dtype="float64")
+    generic.images_in_text = FAMILIES[family].images_in_text
+    generic.check()
+    generic.load()
+    own, square = make_backbone(family, dtype="float64"), make_sample(64, 64, (5, 5, 40, 40))  # square: LLaVA's pads others
+    asked = Question("q", square.image, "What is this?", "a circle")
+    answer = [[own.tokenize_answer("[1, 2, 3, 4]")]]
+    one, other = (b.logps(b.encode([asked]), answer)[0] for b in (generic, own))
+    assert torch.allclose(one, other, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_the_generic_backbone_refuses_what_it_would_run_wrongly(family):
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="needs a backbone plugin of its own"):
+        GenericBackbone(f"toy:{family}", frame="thousandths").load()
+
+
+@pytest.mark.parametrize(("frame", "extent"), [("thousandths", 1000), ("fractions", 1), ("padded_fractions", 1), ("original_pixels", None)])
+def test_the_generic_frame_is_the_stated_one(frame, extent):
+    sample = make_sample(90, 30, (5, 5, 25, 25))
+    found = GenericBackbone("toy:llava", frame=frame).frame(sample)
+    assert found.extent == ((extent, extent) if extent else (90, 30))
+    assert (found.offset != (0, 0)) is (frame == "padded_fractions")
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value"),
+    [("llava_next", "max_tiles", 2), ("internvl", "max_tiles", 1), ("smolvlm", "longest_edge", 56), ("qwen3_vl", "max_pixels", 64 * 64)],
+)
+def test_a_budget_saves_tokens(make_backbone, family, setting, value):
+    sample = make_sample(300, 220, (5, 5, 200, 180))
+    assert make_backbone(family, **{setting: value}).prompt_length(sample) < make_backbone(family).prompt_length(sample)
+
+
+def test_budgets_that_cannot_be_are_refused(make_backbone):
+    with pytest.raises(ConfigError, match=r"max_tiles is 0"):
+        FAMILIES["internvl"]("toy:internvl", max_tiles=0)
+    with pytest.raises(ConfigError, match=r"longest_edge is 57; tiles of this checkpoint are 56 px"):
+        make_backbone("smolvlm", longest_edge=57)
+    with pytest.raises(ConfigError, match=r"max_tiles is 1; .* smallest tile grid has 2"):
+        make_backbone("llava_next", max_tiles=1)
+    with pytest.raises(ConfigError, match="min_pixels .* is above"):
+        make_backbone("qwen2_vl", max_pixels=28 * 28)

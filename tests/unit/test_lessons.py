@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from locus_lightning.backbones import toy
+from locus_lightning.backbones.toy.llava import locus_tiny
 from locus_lightning.data.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
 from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueBatch, CueKey
@@ -160,7 +160,7 @@ def test_marks(make_backbone, samples):
 
 
 def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():
-    _, processor = toy._locus_tiny()
+    _, processor = locus_tiny()
     rng = np.random.default_rng(0)
     for _ in range(40):
         for lesson in lessons("x", Stage(1, SceneCues(), dict.fromkeys(TASKS, 1.0)), 6, rng):

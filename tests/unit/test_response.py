@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locus_lightning.response import parse_response, write_response
+from locus_lightning.geometry import is_valid_box
+from locus_lightning.response import boxes_in, parse_response, write_response
 
 GOOD = "<think>it is on the left</think>\n<answer>[1, 2, 30, 40]</answer>"
 
@@ -21,7 +22,12 @@ def test_a_right_answer_reads_back():
         (GOOD, (1, 2, 30, 40), True),
         ("<think></think><answer> [0.12, 0.2, 0.9, 1.0] </answer>", (0.12, 0.2, 0.9, 1.0), True),
         ('<think>a</think><answer>{"bbox_2d": [1, 2, 3, 4]}</answer>', (1, 2, 3, 4), True),
-        ("<think>a</think><answer>(1,2),(3,4)</answer>", None, False),
+        ("<think>a</think><answer>(1,2),(3,4)</answer>", (1, 2, 3, 4), True),
+        ("<think>a</think><answer><|box_start|>(1, 2), (3, 4)<|box_end|></answer>", (1, 2, 3, 4), True),
+        ("<think>a</think><answer><box>[[1, 2, 3, 4]]</box></answer>", (1, 2, 3, 4), True),
+        ('<think>a</think><answer>```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "cue"}]\n```</answer>', (1, 2, 3, 4), True),
+        ("<think>a</think><answer>(1,2),(3,4),(5,6),(7,8)</answer>", None, False),
+        ("<think>a</think><answer>(1,2),(3,4]</answer>", (1, 2, 3, 4), True),
         ("<answer>[1, 2, 3, 4]</answer>", (1, 2, 3, 4), False),
         ("sure! " + GOOD, (1, 2, 30, 40), False),
         (GOOD + " done", (1, 2, 30, 40), False),
@@ -46,10 +52,51 @@ def test_reading(text, box, well_formed):
     assert response.well_formed is well_formed
 
 
+NUMBERS = st.one_of(
+    st.integers(-50, 5000).map(str),
+    st.floats(0, 1).map(lambda v: f"{v:.3f}"),
+    st.sampled_from(["1e3", "2.5E-2", "1e999", "nan", "inf", "-0", "9" * 400, "１２", "٣", ".5", "7.", "0x10", "½", "", "x1"]),
+)
+SHAPES = st.sampled_from(
+    [
+        "[{}, {}, {}, {}]", "({},{}),({},{})", '{{"bbox_2d": [{}, {}, {}, {}]}}', "<box>[[{}, {}, {}, {}]]</box>", "[{} {} {} {}]",
+        "<|box_start|>({},{}),({},{})<|box_end|>", "[[{}, {}], [{}, {}]]", "[{}, {}, {}, {}", "x1={}, y1={}, x2={}, y2={}", "[{}, {}, {}, {}, 5]",
+    ]
+)  # fmt: skip
+PROSE = st.sampled_from(["", " ", "The crop is at ", "\n", "```json\n", "**", "<think>", "</answer>", "I see 3 [things]. ", "\x00", "≈"])
+
+
+@st.composite
+def what_models_write(draw):
+    """Boxes in every form, swapped, several, cut off, with prose around, with and without the structure."""
+    boxes = [draw(SHAPES).format(*(draw(NUMBERS) for _ in range(4))) for _ in range(draw(st.integers(0, 3)))]
+    answer = draw(PROSE) + draw(PROSE).join(boxes) + draw(PROSE)
+    text = draw(st.sampled_from(["<think>{}</think><answer>{}</answer>", "{}<answer>{}</answer>", "{} {}", "<answer>{}<think>{}"]))
+    text = text.replace("{}", draw(PROSE), 1).replace("{}", answer, 1)
+    return text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+
+
 @given(st.text() | st.text("<>/thinkanswer[](),.0123456789e+- \n", max_size=80).map(lambda s: f"<think>{s}</think><answer>{s}</answer>"))
-def test_never_raises(text):
+def test_noise_never_raises(text):
     response = parse_response(text)
     assert response.box_text is None or response.box_text[0] < response.box_text[2]
+
+
+@settings(max_examples=1000)
+@given(what_models_write())
+def test_what_models_write_never_raises_and_a_box_is_a_box(text):
+    for box in [parse_response(text).box_text, *boxes_in(text)]:
+        assert box is None or is_valid_box(box)
+    assert parse_response(text).box_text is None or len(boxes_in(text)) >= 1
+
+
+@pytest.mark.parametrize(
+    "shape", ["[{}, {}, {}, {}]", "({},{}),({},{})", '{{"bbox_2d": [{}, {}, {}, {}]}}', "<box>[[{}, {}, {}, {}]]</box>"]
+)
+@given(st.tuples(*[st.integers(0, 1000)] * 4))
+def test_every_native_form_reads_back(shape, box):
+    x1, y1, x2, y2 = box
+    assert parse_response(write_response("r", shape.format(*box))).box_text == (box if x1 < x2 and y1 < y2 else None)
 
 
 def test_full_width_digits_are_no_trap():

@@ -55,6 +55,25 @@ class CuePrompt:
         return words + self.structure
 
 
+@dataclass(frozen=True)
+class Convention:
+    """How a family of models speaks of boxes.
+
+    Args:
+        frame: what the numbers are.
+        native: how its own training wrote a box; all forms are read, ``[x1, y1, x2, y2]`` is what the prompt asks for.
+        confirmed: whether its authors say so; otherwise the frame is our choice, and reinforcement teaches it.
+        budget: the settings that bound an image's tokens.
+        packs: whether completions can share a prompt in a packed row.
+    """
+
+    frame: str
+    native: str
+    confirmed: bool
+    budget: str
+    packs: bool = True
+
+
 class Backbone(nn.Module, ABC):
     """A vision-language model with its prompt, its frame and its forward passes.
 
@@ -63,6 +82,8 @@ class Backbone(nn.Module, ABC):
     """
 
     prompt: CuePrompt
+    convention: Convention | None = None
+    """What `locus backbones` tells about the family."""
     shares_keys: bool = False
     """Whether decoding may keep a prompt's keys once for all completions: attention goes through ``backbones/attention.py``."""
     weights_on_disk: bool = True

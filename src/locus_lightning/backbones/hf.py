@@ -35,6 +35,9 @@ _TOWER_PROMPTS = 16
 _MARK = "\x00"
 """Stands for the question while the chat template is looked at."""
 
+_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor gives for tokens, not for images."""
+
 _CHUNK = 1024
 """Positions whose logits exist at a time; more are recomputed in the backward pass."""
 
@@ -59,6 +62,8 @@ class HFBackbone(Backbone):
     per_image_key = "pixel_values"
     fixed_size = False
     """Every image becomes one tensor of the same size, so that those of several prompts can be prepared in one go."""
+    joins_features = False
+    """The model takes the features of its images as one (1, tokens, D) tensor, not as a list."""
     images_in_text = False
     """Write image placeholders into the text, for families whose chat template moves all images to the front."""
 
@@ -114,7 +119,7 @@ class HFBackbone(Backbone):
         self.prepare_processor()
         reason = why_not(self.hf.config)
         self.packs = reason is None
-        self.shares_keys = self.packs and self.hf.base_model.language_model.config._attn_implementation == attention.NAME
+        self.shares_keys = self.packs and loading.language_model(self.hf).config._attn_implementation == attention.NAME
         if self.share_prefix and reason:
             log.warning("%s cannot share a prompt among its completions (%s): the plain batch is run, at the price of a prompt each.",
                         self.checkpoint, reason)  # fmt: skip
@@ -254,7 +259,7 @@ class HFBackbone(Backbone):
             return [self._prompt(text, self._process([text], some)) for text, some in zip(texts, ready, strict=True)]
         out = self._process(texts, [image for some in ready for image in some])
         counts = [len(some) for some in ready]
-        parts = {key: out[key].split(counts) for key in out if key not in ("input_ids", "attention_mask")}
+        parts = {key: out[key].split(counts) for key in out if key not in _OF_TOKENS}
         rows = zip(out["input_ids"], out["attention_mask"], strict=True)
         return [
             self._prompt(text, {"input_ids": ids[mask.bool()][None]} | {key: part[b] for key, part in parts.items()})
@@ -267,7 +272,7 @@ class HFBackbone(Backbone):
     def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
         ids_P = inputs["input_ids"][0]
         positions_P = self.positions(ids_P, inputs)
-        vision = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        vision = {key: value for key, value in inputs.items() if key not in _OF_TOKENS}
         return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
@@ -279,11 +284,17 @@ class HFBackbone(Backbone):
         return torch.arange(len(ids_P), device=ids_P.device)[None]
 
     def vision_features(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
-        """Projected features of every prompt's images in one pass of the tower, one (tokens, D) tensor an image."""
+        """Projected features of every prompt's images in one pass of the tower, one (tokens, D) tensor an image;
+        an image that the model sees in tiles may count as several."""
         counts = [len(p.vision[self.per_image_key]) for p in prompts]
-        found = self._model(reference).base_model.get_image_features(**self.merge_vision(prompts), return_dict=True).pooler_output
-        images = iter(found)
+        images = iter(
+            self.split_images(self._model(reference).base_model.get_image_features(**self.merge_vision(prompts), return_dict=True))
+        )
         return [tuple(next(images) for _ in range(count)) for count in counts]
+
+    def split_images(self, outputs: Any) -> Sequence[Tensor]:
+        """What the model's own vision side gave, as one (tokens, D) tensor an image (or a tile)."""
+        return outputs.pooler_output  # type: ignore[no-any-return]
 
     def features_of(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
         """See :meth:`Backbone.features_of`."""
@@ -316,18 +327,26 @@ class HFBackbone(Backbone):
         reference: bool = False,
     ) -> Tensor:
         """See :meth:`Backbone.hidden`."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        images = {"image": BaseModelOutputWithPooling(pooler_output=list(features))} if features else None  # type: ignore[arg-type]
         out = self._model(reference).base_model(
             input_ids=ids_RS,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=cache is not None,
-            mm_encoder_outputs=images,
+            mm_encoder_outputs={"image": self.image_outputs(features)} if features else None,
+            **self.further_inputs(ids_RS, bool(features)),
         )
         return out.last_hidden_state
+
+    def image_outputs(self, features: Sequence[Tensor]) -> Any:
+        """Features as the model's own vision side would hand them to its language model."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(list(features))[None] if self.joins_features else list(features))  # type: ignore[arg-type]
+
+    def further_inputs(self, ids_RS: Tensor, images: bool) -> dict[str, Any]:
+        """Inputs that only some families have; ``images`` tells whether these tokens hold any."""
+        return {}
 
     def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0, *, reference: bool = False) -> Tensor:
         """See :meth:`Backbone.next_token_logits`."""
@@ -360,7 +379,7 @@ class HFBackbone(Backbone):
         of_rows = [image for b in rows.prompts for image in features[b]]
         adapter_off = reference and self.lora is not None
         with self.model.disable_adapter() if adapter_off else nullcontext():
-            hidden = self.hidden(rows.ids_RS, rows.mask_R1SS, rows.positions, of_rows, reference=reference)
+            hidden = self.hidden(rows.ids_RS, rows.mask, rows.positions, of_rows, reference=reference)
             hidden_ND = hidden.flatten(0, 1)[rows.source_N]
             pieces = [
                 self._token_logps(h, t, temperature, reference)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.geometry import BoxFrame
 from locus_lightning.types import CueSample, Question
@@ -23,6 +24,7 @@ class LlavaBackbone(HFBackbone):
     """
 
     model_types = ("llava",)
+    convention = Convention("0-1, square-padded", "[x1, y1, x2, y2] from 0 to 1", True, "fixed size")
     images_in_text = True
     fixed_size = True
 
@@ -43,8 +45,7 @@ class LlavaBackbone(HFBackbone):
         """Fractions, or pixels, of the square-padded image."""
         if self.coordinates == "pixels":
             return BoxFrame.square_padded(sample.image.size, self._side())
-        unit = "fractions (0 to 1) of the image padded to a square"
-        return BoxFrame.square_padded(sample.image.size, 1.0, decimals=self.decimals, unit=unit)
+        return BoxFrame.padded_fractions(sample.image.size, self.decimals)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Centre on a square of the longer side, filled with the processor's mean colour."""

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.tiled import TiledLlavaBackbone
 
 
-class LlavaOnevisionBackbone(HFBackbone):
+class LlavaOnevisionBackbone(TiledLlavaBackbone):
     """LLaVA-OneVision. The two images are given as a flat list, which keeps their tiles; nested, the scene would be seen
     once at the tower's size only.
 
@@ -30,41 +20,4 @@ class LlavaOnevisionBackbone(HFBackbone):
     """
 
     model_types = ("llava_onevision",)
-    per_image_key = "image_sizes"
-    images_in_text = True
-
-    def __init__(self, checkpoint: str, decimals: int = 3, max_tiles: int | None = None, **kwargs: Any) -> None:
-        super().__init__(checkpoint, **kwargs)
-        if max_tiles is not None and max_tiles < 1:
-            raise ConfigError(f"backbone.max_tiles is {max_tiles}; it is at least 1, or null.")
-        self.decimals, self.max_tiles = decimals, max_tiles
-
-    def prepare_processor(self) -> None:
-        """Keep the tile grids that ``max_tiles`` allows, in processor and model alike."""
-        side = self.hf.config.vision_config.image_size
-        grids = self._all_grids = [list(grid) for grid in self.hf.config.image_grid_pinpoints]
-        if self.max_tiles is not None:
-            grids = [grid for grid in grids if (grid[0] // side) * (grid[1] // side) <= self.max_tiles]
-        self._set_grids(grids)
-
-    def _set_grids(self, grids: list[list[int]]) -> None:
-        self.processor.image_processor.image_grid_pinpoints = grids
-        self.hf.config.image_grid_pinpoints = grids
-
-    def save_pretrained(self, folder: Path) -> None:
-        """See :meth:`Backbone.save_pretrained`; with the checkpoint's own grids, which fit the base model that an adapter is put on."""
-        used = self.hf.config.image_grid_pinpoints
-        self._set_grids(self._all_grids)
-        super().save_pretrained(folder)
-        self._set_grids(used)
-
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
-        """Fractions of the image."""
-        return BoxFrame.stretched(sample.image.size, (1.0, 1.0), decimals=self.decimals, unit="fractions (0 to 1) of image 1")
-
-    def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Images have different numbers of tiles: pad with empty ones, which the model cuts off again."""
-        tiles = max(p.vision["pixel_values"].shape[1] for p in prompts)
-        padded = [F.pad(v := p.vision["pixel_values"], (0, 0) * 3 + (0, tiles - v.shape[1])) for p in prompts]
-        rest = {key: torch.cat([p.vision[key] for p in prompts]) for key in prompts[0].vision if key != "pixel_values"}
-        return {"pixel_values": torch.cat(padded), **rest}
+    convention = Convention("0-1", "[x1, y1, x2, y2] from 0 to 1", False, "max_tiles")

@@ -56,22 +56,31 @@ def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_re
     """Look at a checkpoint's config without loading weights.
 
     Raises:
-        CheckpointError: it is not there, has no readable config, or is of a family this backbone does not speak.
+        CheckpointError: it is not there, has no readable config, or is of a family this backbone does not speak (``model_types``
+            empty: any will do).
     """
-    if checkpoint.startswith(toy.PREFIX):
-        found = checkpoint.removeprefix(toy.PREFIX)
-        if found not in toy.families():
-            raise CheckpointError(
-                f"backbone.checkpoint is {checkpoint!r}; toy checkpoints are {', '.join(toy.PREFIX + f for f in toy.families())}."
-            )
-        found = toy.model_type(found)
-    else:
-        found = _config_of(resolve(checkpoint), trust_remote_code).model_type
-    if found not in model_types:
+    found = model_type(checkpoint, trust_remote_code)
+    if model_types and found not in model_types:
         raise CheckpointError(
             f"backbone.checkpoint {checkpoint!r} is a {found!r} model and {backbone} speaks {', '.join(model_types)}; "
             "choose the backbone of its family (`locus plugins backbones`)."
         )
+
+
+def model_type(checkpoint: str, trust_remote_code: bool = False) -> str:
+    """What transformers calls the checkpoint's family, such as ``qwen2_5_vl``; its config is read, no weights.
+
+    Raises:
+        CheckpointError: it is not there, or has no readable config.
+    """
+    if not checkpoint.startswith(toy.PREFIX):
+        return str(_config_of(resolve(checkpoint), trust_remote_code).model_type)
+    name = checkpoint.removeprefix(toy.PREFIX)
+    if name not in toy.families():
+        raise CheckpointError(
+            f"backbone.checkpoint is {checkpoint!r}; toy checkpoints are {', '.join(toy.PREFIX + f for f in toy.families())}."
+        )
+    return toy.model_type(name)
 
 
 def _config_of(checkpoint: str, trust_remote_code: bool) -> Any:
@@ -135,20 +144,28 @@ def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA
     return _with_adapters(model, lora) if lora else model
 
 
+def language_model(model: Any) -> Any:
+    """The part that reads and writes tokens; some families call it ``text_model``."""
+    inner = model.base_model
+    return inner.language_model if hasattr(inner, "language_model") else inner.text_model
+
+
 def vision_modules(model: Any) -> list[nn.Module]:
     """The submodules beside the language model: tower, projector."""
-    return [module for name, module in model.base_model.named_children() if name != "language_model"]
+    language = language_model(model)
+    return [module for module in model.base_model.children() if module is not language]
 
 
 def vision_parameters(model: Any) -> list[nn.Parameter]:
     """Parameters that are neither the language model's nor the head's."""
-    language = {id(p) for p in (*model.base_model.language_model.parameters(), *model.get_output_embeddings().parameters())}
+    language = {id(p) for p in (*language_model(model).parameters(), *model.get_output_embeddings().parameters())}
     return [p for p in model.parameters() if id(p) not in language]
 
 
-def _language_linears(model: Any) -> list[str]:
-    inside = {id(module) for module in model.base_model.language_model.modules()}
-    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
+def _language_linears(model: Any, kind: str = "") -> list[str]:
+    """Names of the linear layers inside the language model; of one class (by its name) where ``kind`` says so."""
+    inside = {id(module) for module in language_model(model).modules()}
+    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear) and kind in ("", type(m).__name__)]
 
 
 def _nf4(source: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -176,7 +193,8 @@ def quantised_linears(model: Any) -> list[str]:
 
 def _report_quantised(model: Any) -> None:
     names = quantised_linears(model)
-    outside = [name for name in names if "language_model" not in name]
+    inside = set(_language_linears(model, "Linear4bit"))
+    outside = [name for name in names if name not in inside]
     if not names or outside:
         raise CheckpointError(
             f"NF4 reached {len(names)} layers, {len(outside)} outside the language model ({outside[:3]}); please report this checkpoint."

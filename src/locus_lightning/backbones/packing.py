@@ -25,7 +25,8 @@ class Rows:
     """Inputs of one forward pass over B prompts with G completions each.
 
     ids_RS      token ids, padding 0
-    mask_R1SS   True where attention is allowed; padding sees itself only, so that no softmax is empty
+    mask        packed: (R, 1, S, S), True where attention is allowed; padding sees itself only, so that no softmax is empty.
+                Plain: (R, S), True where there are tokens; the model makes its own causal (or sliding) mask of it
     positions   (R, S), or (3, R, S) for multimodal rotary positions
     source_N    index into the flattened (R*S) hidden states of the state that predicts target n
     target_N    the id it predicts
@@ -35,7 +36,7 @@ class Rows:
     """
 
     ids_RS: Tensor
-    mask_R1SS: Tensor
+    mask: Tensor
     positions: Tensor
     source_N: Tensor
     target_N: Tensor
@@ -72,7 +73,7 @@ def lay_out(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], 
             places.append((b * group + g) * longest + steps)
             start += len(completion) - 1
     empty = torch.zeros(0, dtype=torch.long, device=device)
-    mask = _allowed(segments_RS)
+    mask = _allowed(segments_RS) if share_prefix else segments_RS != _PAD
     if share_prefix:
         bodies = [[max(0, len(c) - 1) for c in completions[b]] for b, _ in plan]
         # on the mask itself, which transformers hands on untouched, also when gradient checkpointing runs a layer again

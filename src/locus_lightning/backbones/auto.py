@@ -1,0 +1,77 @@
+"""The backbone of a checkpoint's family, found by its ``model_type``."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from locus_lightning import plugins
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.geometry import BoxFrame
+from locus_lightning.types import CueSample, Question
+
+log = logging.getLogger(__name__)
+
+
+class AutoBackbone(HFBackbone):
+    """Becomes the backbone that speaks the checkpoint's ``model_type``, and says which.
+
+    Args:
+        checkpoint: see :class:`HFBackbone`; its config is read to choose.
+        family: settings of that backbone alone, such as ``{max_pixels: 401408}`` for the Qwen families.
+        kwargs: see :class:`HFBackbone`.
+
+    Raises:
+        CheckpointError: no backbone speaks this model.
+        ConfigError: ``family`` holds settings that the backbone does not have.
+    """
+
+    def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(checkpoint, **kwargs)
+        self._become(backbone_of(checkpoint, self.trust_remote_code), dict(checkpoint=checkpoint, **(family or {}), **kwargs))
+
+    def _become(self, kind: type[HFBackbone], settings: dict[str, Any]) -> None:
+        """Turn into another class, not a wrapper of it: what is configured is what runs.
+
+        Raises:
+            ConfigError: the backbone does not take these settings.
+        """
+        log.info("backbone: %s, for %s.", kind.__name__, self.checkpoint)
+        self.__class__ = kind  # type: ignore[assignment]
+        try:
+            kind.__init__(self, **settings)
+        except TypeError as cause:
+            raise ConfigError(f"backbone.family: {kind.__name__} does not take these settings ({cause}).") from None
+
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
+        """Never reached: what is built is the backbone of the family."""
+        raise TypeError("AutoBackbone stands for the backbone of a family; it is none itself")
+
+
+@cache
+def speakers() -> dict[str, type[HFBackbone]]:
+    """``model_type`` -> the installed backbone that speaks it; of several the first listed."""
+    found: dict[str, type[HFBackbone]] = {}
+    for plugin in plugins.available("backbones"):
+        kind = plugins.load("backbones", plugin.name)
+        for model_type in getattr(kind, "model_types", ()):
+            found.setdefault(model_type, kind)
+    return found
+
+
+def backbone_of(checkpoint: str, trust_remote_code: bool = False) -> type[HFBackbone]:
+    """The backbone that speaks a checkpoint.
+
+    Raises:
+        CheckpointError: it is not there, or no backbone speaks it.
+    """
+    model_type, known = loading.model_type(checkpoint, trust_remote_code), speakers()
+    if model_type not in known:
+        raise CheckpointError(
+            f"backbone.checkpoint {checkpoint!r} is a {model_type!r} model, which no backbone speaks ({', '.join(known)}). If its card says "
+            "how it writes boxes, use `class_path: GenericBackbone` with `frame: thousandths`, fractions, padded_fractions or original_pixels."
+        )
+    return known[model_type]

@@ -1,0 +1,120 @@
+"""Any ``AutoModelForImageTextToText`` whose frame the user states."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.errors import CheckpointError
+from locus_lightning.geometry import BoxFrame
+from locus_lightning.types import CueSample, Prompt, Question
+
+Frame = Literal["thousandths", "fractions", "padded_fractions", "original_pixels"]
+
+_CLOSE = 1e-2
+"""Largest difference of log-probabilities, in nats, between the model's own forward pass and ours."""
+
+
+class GenericBackbone(HFBackbone):
+    """A model of no family that is known here: its frame is what you say it is, and its images are taken as its processor makes them.
+
+    When the model is loaded, its own forward pass on a prompt with two images is compared with the one that training uses; a model for
+    which they differ is refused rather than trained wrongly.
+
+    Args:
+        frame: how the model writes boxes: ``thousandths`` (0 to 1000) or ``fractions`` (0 to 1) of the image, ``padded_fractions`` of the
+            image centred on a square, or ``original_pixels``. Look into the model's card; where it says nothing, take ``thousandths``.
+        decimals: digits after the point of fractions.
+        images_first: the chat template puts all images before all text; true writes their placeholders where the images stand.
+        kwargs: see :class:`HFBackbone`.
+    """
+
+    convention = Convention("as you state", "as you state", False, "none")
+
+    def __init__(self, checkpoint: str, frame: Frame, decimals: int = 3, images_first: bool = False, **kwargs: Any) -> None:
+        super().__init__(checkpoint, **kwargs)
+        self.stated, self.decimals, self.images_in_text = frame, decimals, images_first
+
+    def check(self) -> None:
+        """See :meth:`Backbone.check`; any family."""
+        loading.check(self.checkpoint, (), type(self).__name__, self.trust_remote_code)
+
+    def load(self) -> None:
+        """See :meth:`Backbone.load`.
+
+        Raises:
+            CheckpointError: the model cannot be driven this way.
+        """
+        if self.loaded:
+            return
+        super().load()
+        try:
+            difference = self._difference()
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as cause:
+            raise CheckpointError(
+                f"backbone.checkpoint {self.checkpoint!r}: GenericBackbone cannot drive a {self.hf.config.model_type!r} model "
+                f"({type(cause).__name__}: {' '.join(str(cause).split())[:200]}); it needs a backbone plugin of its own."
+            ) from cause
+        if difference > (_CLOSE if self.dtype.itemsize >= 4 else 30 * _CLOSE):
+            raise CheckpointError(
+                f"backbone.checkpoint {self.checkpoint!r}: GenericBackbone's forward pass differs from the {self.hf.config.model_type!r} "
+                f"model's own by {difference:.2g} nats; it needs a backbone plugin of its own."
+            )
+
+    def frame(self, sample: CueSample | Question) -> BoxFrame:
+        """As stated."""
+        size = sample.image.size
+        if self.stated == "thousandths":
+            return BoxFrame.thousandths(size)
+        if self.stated == "original_pixels":
+            return BoxFrame.stretched(size, size)
+        if self.stated == "fractions":
+            return BoxFrame.fractions(size, self.decimals)
+        return BoxFrame.padded_fractions(size, self.decimals)
+
+    def vision_features(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
+        """Projected features of every prompt's images, as one (tokens, D) tensor a prompt: how images become tiles is not known."""
+        model = self._model(reference).base_model
+        taken = inspect.signature(model.get_image_features).parameters
+        found: list[tuple[Tensor, ...]] = []
+        for prompt in prompts:
+            inputs = {key: value for key, value in prompt.vision.items() if key in taken}
+            out = model.get_image_features(**inputs, return_dict=True).pooler_output
+            self.joins_features = isinstance(out, Tensor) and out.dim() == 3
+            parts = out if isinstance(out, (list, tuple)) else [out]
+            found.append((torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]),))
+        return found
+
+    def positions(self, ids_P: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The model's own multimodal positions, where it has any."""
+        own = getattr(self.hf.base_model, "get_rope_index", None)
+        if own is None:
+            return super().positions(ids_P, inputs)
+        taken = inspect.signature(own).parameters
+        rest = {key: value for key, value in inputs.items() if key in taken and key != "input_ids"}
+        return own(ids_P[None], **{**rest, "attention_mask": torch.ones_like(ids_P[None])})[0][:, 0]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _difference(self) -> float:
+        """Of the next token's log-probabilities after a prompt with two images of noise, the model's own pass against ours."""
+        pixels = np.random.default_rng(0).integers(0, 255, (2, 96, 64, 3), dtype=np.uint8)
+        turn = ("1: ", Image.fromarray(pixels[0]), " 2: ", Image.fromarray(pixels[1].swapaxes(0, 1).copy()), " Where?")
+        text, images = self.prompt_text(turn), [part for part in turn if not isinstance(part, str)]
+        inputs = self._process([text], images)
+        vision = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        theirs = self.hf(**vision, use_cache=False).logits[0, -1].double().log_softmax(-1)
+        (prompt,) = self._with_features([self._prompt(text, inputs)])
+        features = [image for images in self.features_of([prompt]) for image in images]
+        positions = prompt.positions_P if prompt.positions_P.shape[0] == 1 else prompt.positions_P[:, None]
+        hidden = self.hidden(prompt.ids_P[None], torch.ones_like(prompt.ids_P)[None], positions, features)
+        ours = self.hf.get_output_embeddings()(hidden[0, -1]).double().log_softmax(-1)
+        return float((theirs - ours).abs().max())

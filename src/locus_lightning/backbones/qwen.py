@@ -1,0 +1,59 @@
+"""What the Qwen-VL families share: pixel bounds, multimodal rotary positions, the size that an image is resized to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.errors import ConfigError
+from locus_lightning.types import CueSample, Question, Size
+
+
+class QwenVLBackbone(HFBackbone):
+    """The base of Qwen2-VL and its successors: an image keeps its proportions, and costs tokens by its area.
+
+    Args:
+        min_pixels: an image with fewer pixels is enlarged; null keeps the checkpoint's bound.
+        max_pixels: an image with more is reduced; null keeps the checkpoint's bound. The cue is bound alike.
+        kwargs: see :class:`HFBackbone`.
+    """
+
+    per_image_key = "image_grid_thw"
+
+    def __init__(self, checkpoint: str, min_pixels: int | None = None, max_pixels: int | None = None, **kwargs: Any) -> None:
+        super().__init__(checkpoint, **kwargs)
+        if min_pixels and max_pixels and min_pixels > max_pixels:
+            raise ConfigError(f"backbone.min_pixels {min_pixels} is above backbone.max_pixels {max_pixels}.")
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+
+    def prepare_processor(self) -> None:
+        """Set the pixel bounds."""
+        images = self.processor.image_processor
+        low = self.min_pixels or images.size["shortest_edge"]
+        high = self.max_pixels or images.size["longest_edge"]
+        if low > high:
+            raise ConfigError(f"backbone.min_pixels {low} is above backbone.max_pixels {high} (what is not set is the checkpoint's).")
+        images.size = {"shortest_edge": low, "longest_edge": high}
+
+    def resized(self, sample: CueSample | Question) -> Size:
+        """(width, height) that the processor gives the image: multiples of the patch side times the merge size."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        images = self.processor.image_processor
+        factor = images.patch_size * images.merge_size
+        bounds = (images.size["shortest_edge"], images.size["longest_edge"])
+        height, width = smart_resize(sample.image.height, sample.image.width, factor, *bounds)
+        return width, height
+
+    def positions(self, ids_P: Tensor, inputs: Any) -> Tensor:
+        """Multimodal rotary positions (3, P): time, height, width."""
+        positions, _ = self.hf.base_model.get_rope_index(
+            ids_P[None],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=torch.ones_like(ids_P[None]),
+        )
+        return positions[:, 0]

@@ -1,0 +1,102 @@
+"""Toy checkpoints of the Qwen-VL family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from locus_lightning.backbones.toy.parts import toy_tokenizer, turns_in_order
+
+_TURNS = turns_in_order("<|vision_start|><|image_pad|><|vision_end|>")
+_MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def _tokenizer() -> Any:
+    return toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, _MARKS)
+
+
+def _text(tokenizer: Any) -> dict[str, Any]:
+    token = tokenizer.convert_tokens_to_ids
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        "eos_token_id": [token("<|im_end|>"), token("<|endoftext|>")],
+        "pad_token_id": token("<|endoftext|>"),
+        "bos_token_id": None,
+    }
+
+
+def _ids(tokenizer: Any) -> dict[str, Any]:
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
+    return {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    """Qwen2-VL."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    tokenizer = _tokenizer()
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 14}
+    config = Qwen2VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
+    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    images = Qwen2VLImageProcessor(size=bounds)
+    processor = Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_TURNS)
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    """Qwen2.5-VL."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    tokenizer = _tokenizer()
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+        "patch_size": 14,
+    }
+    config = Qwen2_5_VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
+    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    images = Qwen2VLImageProcessor(size=bounds)
+    processor = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_TURNS)
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    """Qwen3-VL: features of two layers of the tower are added inside the language model."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    tokenizer = _tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    text = {**_text(tokenizer), "head_dim": 16, "rope_parameters": rope}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_ids(tokenizer))
+    bounds = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
+    images = Qwen2VLImageProcessor(size=bounds, patch_size=16)
+    videos = Qwen3VLVideoProcessor(size={"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768})
+    return Qwen3VLForConditionalGeneration(config), Qwen3VLProcessor(images, tokenizer, videos, chat_template=_TURNS)
