@@ -17,6 +17,8 @@ training and evaluation (every option of model, data and trainer is available: l
   validate   figures on held-out cues                locus validate --config C.yaml --ckpt_path last
   test       the same on the test loader
   predict    one answer a line, as a JSON file       locus predict --config C.yaml --ckpt_path last
+  preflight  one step, watched: memory, time, prompts   locus preflight --config C.yaml --card 24
+  export     a run's model as a Hugging Face folder     locus export runs/llava/version_0 FOLDER
   study      runs that differ in one thing each        locus study STUDY.yaml
 
 beside them
@@ -60,6 +62,14 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning.data_commands import data_command
 
         raise SystemExit(data_command(arguments[1:]))
+    elif command == "preflight":
+        from locus_lightning.preflight import preflight_command
+
+        raise SystemExit(preflight_command(arguments[1:]))
+    elif command == "export":
+        from locus_lightning.export import export_command
+
+        raise SystemExit(export_command(arguments[1:]))
     elif command == "study":
         from locus_lightning.study import study_command
 
@@ -78,5 +88,5 @@ def _dispatch(arguments: list[str]) -> None:
         run(arguments)
     else:
         raise LocusError(
-            f"there is no command {command!r}; choose fit, validate, test, predict, study, plugins, backbones, data, smallstar or toy (locus --help)."
+            f"there is no command {command!r}; choose fit, validate, test, predict, preflight, export, study, plugins, backbones, data, smallstar or toy (locus --help)."
         )

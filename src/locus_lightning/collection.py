@@ -139,11 +139,9 @@ def sampler_gap(logps_BGT: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
 
 
 def pack_state(batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
-    """Micro-batches as plain containers and CPU tensors; features of a frozen tower are left out, being recomputed alike."""
+    """Micro-batches as plain containers and CPU tensors; a frozen tower's features stand in them instead of pixels."""
     cpu = torch.device("cpu")
-    moved = [
-        to_device(replace(b, prompts=tuple(replace(p, features=None, vision=dict(p.vision)) for p in b.prompts)), cpu) for b in batches
-    ]
+    moved = [to_device(replace(b, prompts=tuple(replace(p, vision=dict(p.vision)) for p in b.prompts)), cpu) for b in batches]
     return [{**vars(b), "prompts": [dict(vars(p)) for p in b.prompts]} for b in moved]
 
 

@@ -201,10 +201,11 @@ class LocusModule(CueModule):
     def _check_settings(self) -> None:
         if self.group_size < 2:
             raise ConfigError(f"model.group_size is {self.group_size}: a group-relative advantage needs at least 2 completions a prompt.")
-        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
+        if self.sampling.top_p < 1 or self.sampling.top_k > 0 or self.sampling.min_new_tokens > 0:
             raise ConfigError(
-                f"model.sampling has top_p {self.sampling.top_p} and top_k {self.sampling.top_k}: with importance ratios the sampled "
-                "distribution must be the policy's own; set top_p 1.0 and top_k 0."
+                f"model.sampling has top_p {self.sampling.top_p}, top_k {self.sampling.top_k} and min_new_tokens "
+                f"{self.sampling.min_new_tokens}: with importance ratios the sampled distribution must be the policy's own; set top_p 1.0, "
+                "top_k 0 and min_new_tokens 0."
             )
         if self.sampling.temperature <= 0:
             raise ConfigError("model.sampling.temperature is 0: greedy completions of a group are all alike; set it above 0.")

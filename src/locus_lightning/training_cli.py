@@ -151,8 +151,8 @@ class LocusCLI(LightningCLI):
         print(*(f"answers: {path}" for path in written), sep="\n")
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parse ``arguments`` (``fit --config ...``) and run.
+def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_config: bool = True) -> None:
+    """Parse ``arguments`` (``fit --config ...``) and run, as ``kind`` does it.
 
     Raises:
         LocusError: a mistake of the user, as one sentence.
@@ -161,10 +161,10 @@ def run(arguments: Sequence[str]) -> None:
     import_named_plugins(arguments)
     sys.argv = [sys.argv[0], *arguments]  # what a strategy that starts processes runs again
     try:
-        LocusCLI(
+        kind(
             CueModule,
             CueDataModule,
-            save_config_callback=SaveConfig,
+            save_config_callback=SaveConfig if save_config else None,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,

@@ -114,7 +114,7 @@ class Prompt:
     ``ids_P`` token ids with image placeholders expanded; ``positions_P`` is (1, P), or (3, P) for
     multimodal rotary positions; ``next_position`` is the position of the first completion token;
     ``vision`` holds the processor's tensors for the images of this prompt alone; ``features`` is
-    the frozen tower's output, one (tokens, D) tensor an image, or None while not yet computed.
+    the frozen tower's output, one (tokens, D) tensor an image (pixels are then let go), or None while not yet computed.
     """
 
     text: str

@@ -209,9 +209,10 @@ class HFBackbone(Backbone):
 
     def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
-        return self._with_features(self._prompts(samples))
+        return self._with_features(self.prompts(samples))
 
-    def _prompts(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
+    def prompts(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
+        """As :meth:`encode`, with pixels in place of their features."""
         turns = [self.turn(sample) for sample in samples]
         return self.tensors([self.prompt_text(turn) for turn in turns], [_pictures(turn) for turn in turns])
 
@@ -220,7 +221,12 @@ class HFBackbone(Backbone):
             return prompts
         with torch.no_grad():
             parts = [prompts[i : i + _TOWER_PROMPTS] for i in range(0, len(prompts), _TOWER_PROMPTS)]
-            return [replace(p, features=features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
+            return [self._seen(p, features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
+
+    @staticmethod
+    def _seen(prompt: Prompt, features: tuple[Tensor, ...]) -> Prompt:
+        """With features instead of pixels, which nobody looks at again while the vision side stays as it is."""
+        return replace(prompt, features=features, vision={k: v for k, v in prompt.vision.items() if not k.startswith("pixel")})
 
     def encode_lessons(self, groups: Sequence[Sequence[CueSample | Question]]) -> tuple[list[Prompt], list[list[Tensor]]]:
         """See :meth:`Backbone.encode_lessons`."""
@@ -356,7 +362,7 @@ class HFBackbone(Backbone):
 
     def prompt_length(self, sample: CueSample | Question) -> int:
         """See :meth:`Backbone.prompt_length`."""
-        (prompt,) = self._prompts([sample])
+        (prompt,) = self.prompts([sample])
         return len(prompt.ids_P)
 
     def row_tokens(self, prompt: int, group: int, completion: int) -> int:

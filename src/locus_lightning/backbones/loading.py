@@ -74,7 +74,7 @@ def model_type(checkpoint: str, trust_remote_code: bool = False) -> str:
         CheckpointError: it is not there, or has no readable config.
     """
     if not checkpoint.startswith(toy.PREFIX):
-        return str(_config_of(resolve(checkpoint), trust_remote_code).model_type)
+        return str(config_of(checkpoint, trust_remote_code).model_type)
     name = checkpoint.removeprefix(toy.PREFIX)
     if name not in toy.families():
         raise CheckpointError(
@@ -83,9 +83,15 @@ def model_type(checkpoint: str, trust_remote_code: bool = False) -> str:
     return toy.model_type(name)
 
 
-def _config_of(checkpoint: str, trust_remote_code: bool) -> Any:
+def config_of(checkpoint: str, trust_remote_code: bool) -> Any:
+    """A checkpoint's config.
+
+    Raises:
+        CheckpointError: it is not there, or has no readable config.
+    """
     from transformers import AutoConfig
 
+    checkpoint = resolve(checkpoint)
     looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
     if looks_local and not Path(checkpoint).expanduser().is_dir():
         raise CheckpointError(

@@ -61,7 +61,10 @@ class HFRollout(RolloutEngine):
         ended_R = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)
         for t in range(sampling.max_new_tokens):
-            token_R, logp_R = draw(backbone.next_token_logits(hidden_RD, sampling.temperature or 1.0), sampling)
+            logits_RV = backbone.next_token_logits(hidden_RD, sampling.temperature or 1.0)
+            if t < sampling.min_new_tokens:
+                logits_RV = logits_RV.index_fill(-1, eos, float("-inf"))
+            token_R, logp_R = draw(logits_RV, sampling)
             ids_RT[alive, t], logps_RT[alive, t] = token_R, logp_R.to(logps_RT.dtype)
             ends_R = torch.isin(token_R, eos) & ~ended_R[alive]
             ended_R[alive[ends_R]], lengths_R[alive[ends_R]] = True, t + 1

@@ -38,8 +38,8 @@ _LESSON_WORDS = (
         f"{word}\n"
         for word in ["red", "green", "blue", "yellow", "orange", "purple", "white", "black", "pink", "cyan", "circle", "square", "triangle"]
     )
-    + "".join(f"{word}\n" for word in ["diamond", "cross", "ring", "left", "right", "above", "below", "A", "B", "C", "D"]),
-    "List all objects. Where is the thing? What is at [1, 2, 3, 4]? What is this?\nWhat is the colour of the shape?",
+    + "".join(f"{word}\n" for word in ["diamond", "cross", "ring", "left", "right", "above", "below", "none", "A", "B", "C", "D"]),
+    "none none Map every colour. Map every shape. List all objects. Where is the thing? What is at [1, 2, 3, 4]? What is this?\nWhat is the colour of the shape?",
     "How many are there? Is it on the left or right side of the thing? Is it above or below",
     "a one [1, 2, 3, 4]; an orange two [1, 2, 3, 4]; a three",
     "?\n(A) a\n(B) b\n(C) c\n(D) d\nAnswer with the option's letter from the given choices directly.",

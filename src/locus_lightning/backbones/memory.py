@@ -1,0 +1,171 @@
+"""What training a checkpoint costs in memory, computed from its config: no weights are loaded.
+
+The weights' part is exact. Activations follow a count of the tensors that a decoder layer keeps for its backward pass (our own
+arithmetic; ``benchmarks/memory_model.py`` holds it against what was allocated). What CUDA itself takes and what the allocator wastes are
+not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from locus_lightning.backbones import loading
+
+GIB = 2**30
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: a code, a byte of scale for 64 weights, 4 bytes of its own scale for 256 such."""
+
+_CHUNK = 1024  # as hf.py: positions whose logits exist at a time
+_TOWER_PROMPTS = 16  # likewise: prompts that go through the frozen tower together
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's numbers: parameters by part, and the shape of its language model.
+
+    ``linears`` are (inputs, outputs) of the language model's linear layers, head left out; ``other`` counts embeddings, norms and head.
+    """
+
+    linears: tuple[tuple[int, int], ...]
+    other: int
+    vision: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    vision_hidden: int
+    vision_intermediate: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the model.
+
+    Args:
+        prompt: tokens of the longest prompt.
+        completion: tokens of a completion, at most.
+        group: completions a prompt.
+        micro_batch: prompts of an update pass.
+        decoded: prompts decoded together.
+        weight_bytes: of a weight that is not quantised.
+        nf4: 4-bit linears.
+        rank: of LoRA; 0: all weights of the language model train.
+        targets: names of layers with adapters; None: all linears.
+        checkpointing: activations of a layer are recomputed.
+        packed: completions share their prompt in an update pass.
+        vision_trains: vision weights train too.
+        reference: a frozen copy is kept (training all weights with a KL term).
+        optimizer_bytes: state a trained parameter: 8 for AdamW, 2 in 8 bits.
+        patches: of the images of a prompt, as the tower takes them.
+        pixels: numbers of a patch.
+    """
+
+    prompt: int
+    completion: int
+    group: int
+    micro_batch: int
+    decoded: int
+    weight_bytes: int = 2
+    nf4: bool = True
+    rank: int = 64
+    targets: tuple[str, ...] | None = None
+    checkpointing: bool = True
+    packed: bool = True
+    vision_trains: bool = False
+    reference: bool = False
+    optimizer_bytes: int = 8
+    patches: int = 0
+    pixels: int = 3 * 14 * 14
+
+
+def skeleton(checkpoint: str, trust_remote_code: bool = False) -> nn.Module:
+    """The model on the meta device: shapes, no memory."""
+    from transformers import AutoModelForImageTextToText
+
+    config = loading.config_of(checkpoint, trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+
+
+def sizes(model: Any) -> Sizes:
+    """Of a model, on any device; quantised weights cannot be counted, so take :func:`skeleton` for those."""
+    text = model.config.get_text_config()
+    language = loading.language_model(model)
+    linears = tuple((m.in_features, m.out_features) for m in language.modules() if isinstance(m, nn.Linear))
+    within = sum(m.weight.numel() for m in language.modules() if isinstance(m, nn.Linear))
+    vision = sum(p.numel() for p in loading.vision_parameters(model))
+    everything = sum(p.numel() for p in model.parameters())
+    heads, tower = text.num_attention_heads, model.config.vision_config
+    return Sizes(
+        linears=linears,
+        other=everything - within - vision,
+        vision=vision,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocabulary=text.vocab_size,
+        vision_hidden=(width := getattr(tower, "embed_dim", None) or tower.hidden_size),
+        vision_intermediate=getattr(tower, "intermediate_size", None) or 4 * width,
+    )
+
+
+def trained(model: Sizes, load: Load) -> int:
+    """Parameters that the optimiser holds; adapters on all linears where their names are not known."""
+    language = sum(load.rank * (i + o) for i, o in model.linears) if load.rank else sum(i * o for i, o in model.linears) + model.other
+    return language + (model.vision if load.vision_trains else 0)
+
+
+def estimate(model: Sizes, load: Load) -> dict[str, float]:
+    """Bytes by component, ``rollout`` and ``update`` the peaks of the two phases, ``peak`` the larger."""
+    b, linear = load.weight_bytes, sum(i * o for i, o in model.linears)
+    parts: dict[str, float] = {"weights": linear * (_NF4 if load.nf4 else b) + (model.other + model.vision) * b}
+    count = trained(model, load)
+    adapter_bytes = 4 if load.rank else 0
+    parts["adapters"] = float(adapter_bytes * sum(load.rank * (i + o) for i, o in model.linears))
+    parts["reference"] = float((linear + model.other) * b if load.reference and not load.rank else 0)
+    parts["gradients"] = float(count * (4 if load.rank else b))
+    parts["optimiser"] = float(count * load.optimizer_bytes)
+    parts["cache"] = float(_cache(model, load))
+    rows = load.decoded * load.group
+    together = min(_TOWER_PROMPTS, load.decoded) * load.patches
+    one_layer = 6 * model.vision_hidden + 2 * model.vision_intermediate
+    parts["tower"] = float(together * (one_layer * b + load.pixels * (4 + b)))  # pixels as they come, and in the weights' type
+    parts["sampling"] = rows * model.vocabulary * 4.0 * 3
+    parts["activations"] = float(_activations(model, load))
+    tokens = load.micro_batch * load.group * load.completion
+    parts["logits"] = min(_CHUNK, tokens) * model.vocabulary * 4.0 * 4
+    resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser"))
+    parts["rollout"] = resident + max(parts["tower"], parts["cache"] + parts["sampling"])
+    parts["update"] = resident + parts["gradients"] + parts["activations"] + parts["logits"]
+    parts["peak"] = max(parts["rollout"], parts["update"])
+    return parts
+
+
+def _cache(model: Sizes, load: Load) -> int:
+    """Keys and values: prompts once where they are shared, and every completion's own."""
+    position = 2 * model.layers * model.kv_heads * model.head_dim * load.weight_bytes
+    prompts = load.decoded * load.prompt * (1 if load.packed else load.group)
+    return position * (prompts + load.decoded * load.group * load.completion)
+
+
+def _activations(model: Sizes, load: Load) -> float:
+    """Kept for the backward pass: every layer's input, and what is inside one layer (recomputed) or all of them (not)."""
+    rows = load.prompt + load.group * load.completion if load.packed else load.group * (load.prompt + load.completion)
+    positions, b = load.micro_batch * rows, load.weight_bytes
+    attention = (model.heads + 2 * model.kv_heads) * model.head_dim * 2 + model.heads * model.head_dim  # projected, rotated, read
+    norms = 2 * model.hidden * (1 + 4 / b)  # a norm keeps its input in float32 too
+    adapters = 7 * load.rank
+    # the last factor: copies in other layouts that the count leaves out (benchmarks/memory_model.py)
+    inside = positions * b * (attention + norms + 2 * model.hidden + 4 * model.intermediate + adapters) * 1.22
+    inputs = positions * b * model.hidden * model.layers
+    return inputs + inside * (1 if load.checkpointing else model.layers)
