@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.callbacks.opening import asked, longest_prompts, meta_model, spread
 from locus_lightning.callbacks.pictures import contact_sheet
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import ConfigError
@@ -157,17 +158,14 @@ class Probe(L.Callback):
         data = trainer.datamodule.datasets["train"]  # type: ignore[attr-defined]
         self._tell_model(backbone)
         self._console.print(f"data: {len(data):,} training samples, {len(trainer.datamodule.datasets['val']):,} held out")  # type: ignore[attr-defined]
-        items = spread(len(data), _LOOKED_AT)
-        found = [(i, sample) for i in items for sample in _cues(data[CueKey(0, i)])]
+        found = longest_prompts(backbone, data, _LOOKED_AT)
         if not found:
             raise ConfigError("locus preflight shows cue samples, and the training data has none among those looked at.")
-        shown = [found[k][1] for k in spread(len(found), self.samples)]
-        self._tell_samples(backbone, shown)
-        lengths = [(backbone.prompt_length(sample), i) for i, sample in found]
-        self.longest, most = max(lengths)
-        (self.prompt,) = backbone.prompts([next(sample for i, sample in found if i == most)])
-        self._console.print(f"prompts: {min(lengths)[0]:,} to {self.longest:,} tokens among {len(found)} looked at")
-        trainer.datamodule.datasets["train"] = _Chosen(data, [i for _, i in sorted(lengths, reverse=True)[: max(1, len(found) // 4)]])  # type: ignore[attr-defined]
+        by_index = sorted(found, key=lambda row: row[1])
+        self._tell_samples(backbone, [by_index[k][2] for k in spread(len(by_index), self.samples)])
+        (self.prompt,) = backbone.prompts([found[0][2]])
+        self._console.print(f"prompts: {found[-1][0]:,} to {found[0][0]:,} tokens among {len(found)} looked at")
+        trainer.datamodule.datasets["train"] = _Chosen(data, [i for _, i, _ in found[: max(1, len(found) // 4)]])  # type: ignore[attr-defined]
         self._watch(module)
 
     def _tell_model(self, backbone: HFBackbone) -> None:
@@ -179,7 +177,7 @@ class Probe(L.Callback):
         )
         trained, every = (
             sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
-            sum(p.numel() for p in _skeleton(backbone).parameters()),
+            sum(p.numel() for p in meta_model(backbone).parameters()),
         )
         self.report |= {"trained_parameters": trained, "parameters": every}
         self._console.print(
@@ -248,35 +246,10 @@ class Probe(L.Callback):
             states = [v for optimizer in trainer.optimizers for state in optimizer.state.values() for v in state.values()]
             self._measured["optimiser"] = sum(v.numel() * v.element_size() for v in states if isinstance(v, torch.Tensor))
 
-    def load(self) -> memory.Load:
-        """What the configuration asks of memory."""
-        module, backbone = self.module, self.module.backbone
-        rl = isinstance(module, LocusModule)
-        optimizer, tower = type(module.trainer.optimizers[0]).__name__, backbone.hf.config.vision_config
-        pixels = 3 * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
-        patches = sum(v.numel() for key, v in self.prompt.vision.items() if key == "pixel_values") // pixels
-        return memory.Load(
-            prompt=self.longest,
-            completion=module.sampling.max_new_tokens if rl else module.validation.max_new_tokens,
-            group=module.group_size if rl else 1,
-            micro_batch=module.micro_batch_size if rl else module.trainer.datamodule.batch_size,
-            decoded=min(module.trainer.datamodule.batch_size, getattr(module.rollout, "prompts_at_once", 32)),
-            weight_bytes=backbone.dtype.itemsize,
-            nf4=bool(backbone.quantize),
-            rank=backbone.lora.rank if backbone.lora else 0,
-            checkpointing=backbone.gradient_checkpointing,
-            packed=backbone.share_prefix and backbone.packs,
-            vision_trains=backbone.train_vision,
-            reference=rl and module.objective.kl > 0 and backbone.lora is None,
-            patches=patches,
-            pixels=pixels,
-            optimizer_bytes=2 if "8bit" in optimizer else 0 if optimizer == "SGD" else 8,
-        )
-
     def verdict(self) -> None:
         """Memory by component against the card, seconds a step, time for the run."""
         backbone = self.module.backbone
-        computed = memory.estimate(memory.sizes(_skeleton(backbone)), self.load())
+        computed = memory.estimate(memory.sizes(meta_model(backbone)), asked(self.module, self.prompt))
         weights = _bytes(p for n, p in backbone.model.named_parameters() if "lora_" not in n) + _quantisation(backbone.model)
         adapters = _bytes(p for n, p in backbone.model.named_parameters() if "lora_" in n)
         reference = 0 if backbone.reference is None else _bytes(set(backbone.reference.parameters()) - set(backbone.model.parameters()))
@@ -335,20 +308,11 @@ class Probe(L.Callback):
         }
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Up to ``count`` indices from first to last, evenly."""
-    return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(min(count, length))})
-
-
 def spoken(backbone: HFBackbone, prompt: Prompt) -> str:
     """A prompt's ids as text, runs of image tokens counted."""
     images, decode = set(backbone.banned_ids), backbone.processor.tokenizer.decode
     runs = groupby(prompt.ids_P.tolist(), key=lambda i: i in images)
     return "".join(f"⟨image: {len(list(ids))} tokens⟩" if image else decode(list(ids)) for image, ids in runs)
-
-
-def _cues(found: Any) -> list[CueSample]:
-    return [sample for sample in (found if isinstance(found, tuple) else (found,)) if isinstance(sample, CueSample)]
 
 
 def _skeleton(backbone: HFBackbone) -> Any:

@@ -24,6 +24,7 @@ import locus_lightning.data.corpus
 import locus_lightning.data.lessons
 import locus_lightning.data.scenes  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.opening import Opening
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress
@@ -170,7 +171,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={
-                "callbacks": [Summary(), PredictionFile()],
+                "callbacks": [Summary(), PredictionFile(), Opening()],
                 "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
                 "num_sanity_val_steps": -1,
                 "check_val_every_n_epoch": None,

@@ -535,3 +535,35 @@ def test_budgets_that_cannot_be_are_refused(make_backbone):
         make_backbone("llava_next", max_tiles=1)
     with pytest.raises(ConfigError, match="min_pixels .* is above"):
         make_backbone("qwen2_vl", max_pixels=28 * 28)
+
+
+def test_checkpoints_that_cannot_be_used_are_told_apart(tmp_path, toy_folder, make_backbone, monkeypatch):
+    import json
+
+    (tmp_path / "own").mkdir()
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "n")
+    with pytest.raises(CheckpointError, match="brings code of its own.*trust_remote_code"):
+        AutoBackbone(str(tmp_path / "own"))
+    (tmp_path / "own" / "config.json").write_text(json.dumps({"model_type": "strange"}))
+    with pytest.raises(CheckpointError, match="does not know"):
+        AutoBackbone(str(tmp_path / "own"))
+    with pytest.raises(CheckpointError, match="is gated: accept its licence"):
+        raise CheckpointError(f"x {loading._why(OSError('You are trying to access a gated repo.'))}")
+    for path in toy_folder("llava").iterdir():
+        if path.name in ("config.json", "model.safetensors"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match="processor files complete"):
+        FAMILIES["llava"](str(tmp_path)).load()
+
+
+def test_an_image_is_never_cut_off(make_backbone):
+    backbone = make_backbone("qwen2_5_vl")
+    backbone.hf.config.get_text_config().max_position_embeddings = 60
+    with pytest.raises(ConfigError, match=r"a prompt has \d+ tokens and toy:qwen2_5_vl reads 60.*max_pixels"):
+        backbone.encode([make_sample()])
+    from locus_lightning.errors import DataError
+
+    with pytest.raises(DataError, match="over 200 times as long as wide"):
+        backbone.encode([make_sample(4020, 20, (0, 0, 20, 20))])

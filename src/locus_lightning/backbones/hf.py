@@ -277,6 +277,12 @@ class HFBackbone(Backbone):
 
     def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
         ids_P = inputs["input_ids"][0]
+        room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+        if room and len(ids_P) >= room:
+            raise ConfigError(
+                f"a prompt has {len(ids_P):,} tokens and {self.checkpoint} reads {room:,}: an image would be cut off; lower its budget "
+                f"({self.convention.budget if self.convention else 'see the backbone'})."
+            )
         positions_P = self.positions(ids_P, inputs)
         vision = {key: value for key, value in inputs.items() if key not in _OF_TOKENS}
         return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision)

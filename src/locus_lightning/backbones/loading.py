@@ -102,11 +102,22 @@ def config_of(checkpoint: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as cause:
-        reason = " ".join(str(cause).split())[:200]
-        raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is neither a folder here nor a model that could be reached on the hub; "
-            f"check the name, the network and your access rights ({reason})."
-        ) from cause
+        raise CheckpointError(f"backbone.checkpoint {checkpoint!r} {_why(cause)}") from cause
+
+
+def _why(cause: Exception) -> str:
+    """What is wrong with a checkpoint that cannot be read, and what to do."""
+    reason = " ".join(str(cause).split())
+    if "trust_remote_code" in reason:
+        return "brings code of its own; read it and set backbone.trust_remote_code: true, or take the version in transformers' own form."
+    if "gated" in reason.lower():
+        return "is gated: accept its licence on its page of the hub, then log in there (hf auth login)."
+    if "model type" in reason or "model_type" in reason:
+        return f"is of a kind that this transformers does not know; a newer one may ({reason[:200]})."
+    return (
+        "is neither a folder here nor a model that could be reached on the hub; check the name, the network and your access rights "
+        f"({reason[:200]})."
+    )
 
 
 def load_processor(source: str, trust_remote_code: bool) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.errors import ConfigError
+from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import CueSample, Question, Size
 
 
@@ -38,8 +39,21 @@ class QwenVLBackbone(HFBackbone):
             raise ConfigError(f"backbone.min_pixels {low} is above backbone.max_pixels {high} (what is not set is the checkpoint's).")
         images.size = {"shortest_edge": low, "longest_edge": high}
 
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """As it is; refused where the family's processor would refuse it.
+
+        Raises:
+            DataError: it is over 200 times as long as wide.
+        """
+        if max(image.size) > 200 * min(image.size):
+            raise DataError(
+                f"an image of {image.width}x{image.height} px is over 200 times as long as wide, which {self.checkpoint} does not take; leave it out."
+            )
+        return image
+
     def resized(self, sample: CueSample | Question) -> Size:
         """(width, height) that the processor gives the image: multiples of the patch side times the merge size."""
+        self.prepare_image(sample.image)
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         images = self.processor.image_processor
