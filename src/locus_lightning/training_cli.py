@@ -22,7 +22,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import locus_lightning.data.coco
 import locus_lightning.data.corpus
 import locus_lightning.data.lessons
-import locus_lightning.data.scenes  # noqa: F401 - so that their class names are known to the parser
+import locus_lightning.data.scenes
+import locus_lightning.optimizers  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.opening import Opening
 from locus_lightning.callbacks.pictures import CuePictures

@@ -126,6 +126,8 @@ class HFBackbone(Backbone):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # rollout, reference and update must be the same function
+            if isinstance(module, nn.Embedding) or module is self.hf.get_output_embeddings():
+                module.weight.is_embedding = True  # type: ignore[union-attr] # some optimisers treat them apart
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.set_trainable()

@@ -36,9 +36,9 @@ class Look:
 
     @property
     def label(self) -> str:
-        """In words, such as "red striped circle"."""
-        adjective = "" if self.texture == "plain" else TEXTURE_WORDS[self.texture] + " "
-        return f"{self.colour} {adjective}{self.shape}"
+        """In words, such as "red striped circle"; without a shape its colour alone."""
+        adjective = "" if self.texture == "plain" else TEXTURE_WORDS[self.texture]
+        return " ".join(word for word in (self.colour, adjective, self.shape) if word)
 
 
 def background(side: int, plain: bool, clutter: int, rng: np.random.Generator) -> Image.Image:

@@ -35,6 +35,8 @@ def phrase(looks: Sequence[Look], index: int, rng: np.random.Generator, leave_ou
     ``leave_out`` names an attribute that must not be said, because it is what is asked for.
     """
     look = looks[index]
+    if not look.shape:  # named by colour alone
+        return look.colour if len(matching(looks, colour=look.colour)) == 1 else None
     kinds = [("colour", "shape"), ("shape",), ("colour",), ("texture", "shape"), ("colour", "texture"), ("colour", "texture", "shape")]
     kinds = [kind for kind in kinds if leave_out not in kind]
     for k in rng.permutation(len(kinds)):
@@ -206,12 +208,15 @@ class Stage:
         mix: share of each kind of lesson: map, list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
             choose_relation, and cue (the search in its own format).
         cues: scenes of the ``cue`` lessons; null: ``scenes``.
+        colours_only: objects have different colours and are named by them alone: the place behind a name is found far sooner when the
+            name is one word that stands right before the box.
     """
 
     epochs: int
     scenes: SceneCues
     mix: dict[str, float]
     cues: SceneCues | None = None
+    colours_only: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.mix) - {*TASKS, "cue"})
@@ -219,6 +224,10 @@ class Stage:
             raise ConfigError(
                 f"SceneLessons: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join(TASKS)}, cue"
                 + (f" (unknown: {', '.join(unknown)})." if unknown else ".")
+            )
+        if self.colours_only and self.scenes.objects[1] > len(self.scenes.colours):
+            raise ConfigError(
+                f"SceneLessons: colours_only with up to {self.scenes.objects[1]} objects and {len(self.scenes.colours)} colours; give more colours."
             )
         if self.epochs < 1:
             raise ConfigError(f"SceneLessons: a stage lasts {self.epochs} epochs; it is at least 1.")
@@ -277,6 +286,16 @@ class _Lessons(CueDataset):
         return lessons(name, replace(self.source.stages[-1], mix={task: 1.0}), 1, rng)
 
 
+def _scene(stage: Stage, rng: np.random.Generator) -> Scene:
+    """A scene as a stage names its objects."""
+    scene = stage.scenes.draw(rng)
+    if not stage.colours_only:
+        return scene
+    while len({look.colour for look in scene.looks}) < len(scene.looks):
+        scene = stage.scenes.draw(rng)
+    return replace(scene, looks=tuple(Look("", look.colour, "plain") for look in scene.looks))
+
+
 def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> tuple[Sample, ...]:
     """``number`` lessons about one scene, of kinds drawn from the stage's mix; no two say the same.
 
@@ -287,7 +306,7 @@ def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> t
     found: dict[str, Sample] = {}
     for attempt in range(200):
         if attempt % 20 == 0:
-            scene = stage.scenes.draw(rng)
+            scene = _scene(stage, rng)
         task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
         if task == "cue":
             found.setdefault("cue", (stage.cues or stage.scenes).cue(name, rng))
