@@ -167,3 +167,30 @@ def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():
             text = (lesson.text + " " + lesson.answer).format(*["[10, 20, 30, 40]"] * 9)
             pieces = processor.tokenizer.tokenize(text)
             assert len(pieces) <= len(text.split()) + 7 * text.count("[") + 3 * text.count("(") + text.count(";") + 6, pieces
+
+
+def test_a_map_says_what_is_in_every_cell():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        scene = SCENES.draw(rng)
+        made = TASKS["map"](scene, rng)
+        cells = np.array(made.answer.split()).reshape(8, 8)
+        attribute = "colour" if "colour" in made.text else "shape"
+        for (x1, y1, x2, y2), look in zip(scene.boxes, scene.looks, strict=True):
+            row, column = (int(v / 96 * 8) for v in ((y1 + y2) / 2, (x1 + x2) / 2))
+            over = [o for o, box in zip(scene.looks, scene.boxes, strict=True) if box[0] < (column + 1) * 12 and box[2] > column * 12
+                    and box[1] < (row + 1) * 12 and box[3] > row * 12]  # fmt: skip
+            assert cells[row, column] in {getattr(o, attribute) for o in over}
+            assert over != [look] or cells[row, column] == getattr(look, attribute)
+        assert (cells == "none").any()
+
+
+def test_named_by_colour_alone():
+    stage = Stage(
+        1, SceneCues(image_size=96, objects=(2, 3), colours=["red", "green", "blue"]), {"list": 1, "ground": 1}, colours_only=True
+    )
+    texts = [q.text + " " + q.answer for i in range(40) for q in lessons("x", stage, 2, np.random.default_rng(i))]
+    words = {word for text in texts for word in text.replace("?", "").split() if word.isalpha()}
+    assert words <= {"List", "all", "Where", "is", "the", "a", "red", "green", "blue"} | {"objects"}
+    with pytest.raises(ConfigError, match="colours_only with up to 3 objects and 2 colours"):
+        Stage(1, SceneCues(objects=(2, 3), colours=["red", "green"]), {"list": 1}, colours_only=True)
