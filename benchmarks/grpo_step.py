@@ -95,6 +95,8 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
         lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu, prompt=words(workload),
     )  # fmt: skip
     engine = HFRollout() if share else PlainRollout()
+    if not share:  # keep the pixels, which the plain sampler runs through the tower for every completion
+        backbone._seen = lambda prompt, features: replace(prompt, features=features)
     sampling = Sampling(workload.tokens)
     return LocusModule(backbone, rollout=engine, sampling=sampling, group_size=workload.group, micro_batch_size=workload.micro)
 
