@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from locus_lightning.backbones.toy.parts import TURNS, llama_text, toy_tokenizer
+from locus_lightning.backbones.toy.parts import TURNS, llama_text, qwen2_text, toy_tokenizer
 
 
 def llava(
@@ -79,7 +79,6 @@ def llava_onevision() -> tuple[Any, Any]:
         LlavaOnevisionForConditionalGeneration,
         LlavaOnevisionProcessor,
         LlavaOnevisionVideoProcessor,
-        Qwen2Config,
         SiglipVisionConfig,
     )
     from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
@@ -90,19 +89,9 @@ def llava_onevision() -> tuple[Any, Any]:
         hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=48, patch_size=8
     )
     vision.vision_use_head = False
-    text = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     config = LlavaOnevisionConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=qwen2_text(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=pinpoints,

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from locus_lightning.backbones.toy.parts import llama_text, toy_tokenizer, turns_in_order
+from locus_lightning.backbones.toy.parts import llama_text, qwen2_text, toy_tokenizer, turns_in_order
 
 _VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def internvl() -> tuple[Any, Any]:
     """InternVL3 as transformers has it: tiles of one size, then an overview; four neighbouring patches make a token."""
-    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, Qwen2Config
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
     from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, ("<|im_start|>",), named=named)
-    text = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
     config = InternVLConfig(
         vision_config={**_VISION, "image_size": [56, 56], "patch_size": [14, 14]},
-        text_config=text,
+        text_config=qwen2_text(tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         tie_word_embeddings=False,

@@ -60,6 +60,23 @@ def llama_text(tokenizer: Any, layers: int = 3, tied: bool = False) -> Any:
     )
 
 
+def qwen2_text(tokenizer: Any) -> Any:
+    """Configuration of a Qwen2, 48 wide."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+
+
 TURNS = (
     "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Assistant: ' }}"
     "{% for c in m.content if c.type == 'image' %}<image>{% endfor %}{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}\n"

@@ -37,26 +37,28 @@ def _ids(tokenizer: Any) -> dict[str, Any]:
     return {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
 
 
+def _processor(kind: Any, tokenizer: Any) -> Any:
+    """Images of 56 x 56 to 112 x 112 pixels."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    return kind(Qwen2VLImageProcessor(size=bounds), tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_TURNS)
+
+
 def qwen2_vl() -> tuple[Any, Any]:
     """Qwen2-VL."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     tokenizer = _tokenizer()
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 14}
     config = Qwen2VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
-    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    images = Qwen2VLImageProcessor(size=bounds)
-    processor = Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_TURNS)
-    return Qwen2VLForConditionalGeneration(config), processor
+    return Qwen2VLForConditionalGeneration(config), _processor(Qwen2VLProcessor, tokenizer)
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Qwen2.5-VL."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     tokenizer = _tokenizer()
     vision = {
@@ -70,10 +72,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         "patch_size": 14,
     }
     config = Qwen2_5_VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
-    bounds = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    images = Qwen2VLImageProcessor(size=bounds)
-    processor = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(size=bounds), chat_template=_TURNS)
-    return Qwen2_5_VLForConditionalGeneration(config), processor
+    return Qwen2_5_VLForConditionalGeneration(config), _processor(Qwen2_5_VLProcessor, tokenizer)
 
 
 def qwen3_vl() -> tuple[Any, Any]:
