@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +15,16 @@ from torch import Tensor
 
 from locus_lightning import __version__
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.data.drawing import Look, paint
 from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.runs import Run, take
 from locus_lightning.types import Prompt, Question
 
 log = logging.getLogger(__name__)
 
 _AGREE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 """Largest difference, in nats, of the next token's log-probabilities above -10 between the live and the exported model."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read: its configuration, its checkpoint, its summary (empty where it has none)."""
-
-    folder: Path
-    checkpoint: Path
-    config: dict[str, Any]
-    summary: dict[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path, checkpoint: Path | None) -> Run:
-        """Find the parts.
-
-        Raises:
-            CheckpointError: one is missing.
-        """
-        config, found = folder / "config.yaml", checkpoint or folder / "checkpoints" / "last.ckpt"
-        if not config.is_file():
-            raise CheckpointError(f"{folder} has no config.yaml; give the folder of a run, such as runs/llava/version_0.")
-        if not found.is_file():
-            raise CheckpointError(f"there is no checkpoint {found}; give one with --ckpt.")
-        summary = folder / "summary.json"
-        return cls(folder, found, yaml.safe_load(config.read_text()), json.loads(summary.read_text()) if summary.is_file() else {})
-
-    def backbone(self, dtype: str) -> HFBackbone:
-        """The run's backbone in ``dtype``, not quantised, not loaded."""
-        from jsonargparse import ArgumentParser
-
-        stated = self.config["model"]["init_args"]["backbone"]
-        stated = {**stated, "init_args": {**stated["init_args"], "dtype": dtype, "quantize": None, "gradient_checkpointing": False}}
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_argument("--backbone", type=Backbone)
-        made = parser.instantiate_classes(parser.parse_object({"backbone": stated})).backbone
-        if not isinstance(made, HFBackbone):
-            raise ConfigError(f"locus export knows Hugging Face backbones; {type(made).__name__} is none.")
-        return made
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -115,31 +75,6 @@ def export_command(arguments: Sequence[str]) -> int:
     print(f"loaded again: next-token log-probabilities differ by at most {gap:.2g} nats; it answers a plain question with {answer!r}")
     print(f"model, processor and card: {options.folder}")
     return 0
-
-
-def take(backbone: HFBackbone, checkpoint: Path) -> int:
-    """Put a checkpoint's weights into a loaded backbone; how many numbers changed.
-
-    Raises:
-        CheckpointError: it is not a training checkpoint of this model, or nothing was trained.
-    """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as cause:
-        raise CheckpointError(f"{checkpoint} cannot be read as a training checkpoint ({type(cause).__name__}: {cause}).") from cause
-    state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("backbone.reference.")}
-    own = dict(backbone.named_parameters())
-    strange = [name for name in state if name not in own]
-    if strange or any(own[name].shape != value.shape for name, value in state.items()):
-        raise CheckpointError(f"{checkpoint} does not fit {backbone.checkpoint}: it holds {len(strange)} unknown weights {strange[:2]}.")
-    changed = 0
-    with torch.no_grad():
-        for name, value in state.items():
-            changed += int((own[name] != value.to(own[name])).sum())
-            own[name].copy_(value)
-    if not changed:
-        raise CheckpointError(f"{checkpoint} holds the weights of {backbone.checkpoint} unchanged: nothing was trained.")
-    return changed
 
 
 def picture() -> Question:

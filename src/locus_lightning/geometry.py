@@ -149,3 +149,12 @@ class BoxFrame:
         x1, y1 = min(x1, self.extent[0] - step), min(y1, self.extent[1] - step)
         x2, y2 = max(x2, x1 + step), max(y2, y1 + step)
         return "[" + ", ".join(f"{v:.{self.decimals}f}" for v in (x1, y1, x2, y2)) + "]"
+
+
+def raster(rows: int, columns: int, extent: Box) -> Tensor:
+    """Boxes (rows * columns, 4) of a grid's cells over ``extent``, row by row, float32."""
+    x1, y1, x2, y2 = extent
+    xs, ys = torch.linspace(x1, x2, columns + 1), torch.linspace(y1, y2, rows + 1)
+    left, top = xs[:-1].repeat(rows), ys[:-1].repeat_interleave(columns)
+    right, bottom = xs[1:].repeat(rows), ys[1:].repeat_interleave(columns)
+    return torch.stack([left, top, right, bottom], dim=-1)

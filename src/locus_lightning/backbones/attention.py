@@ -3,7 +3,8 @@ shared keys. Registered with transformers under :data:`NAME`; everything else is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +140,41 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
     return out.reshape(rows, heads, width)
 
 
+@dataclass(eq=False)
+class Watch:
+    """Attention of the last query position, layer by layer, mean over heads: each (R, K), in the order of ``modules``."""
+
+    modules: dict[int, int]
+    found: dict[int, Tensor]
+
+    def see(self, module: Any, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+        """Keep what a watched layer's last position attends to; computed for that one position, so memory grows with the keys."""
+        layer = self.modules.get(id(module))
+        if layer is None:
+            return
+        rows, heads, _, width = query.shape
+        asked = query[:, :, -1].view(rows, key.shape[1], -1, width)
+        scores = (asked @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)  # (R, h, groups, K)
+        if mask is not None:
+            last = mask[:, :, -1, None]
+            scores = scores.masked_fill(~last, float("-inf")) if last.dtype == torch.bool else scores + last
+        self.found[layer] = scores.softmax(-1).view(rows, heads, -1).mean(1)
+
+
+_watching: list[Watch] = []
+
+
+@contextmanager
+def watch(layers: Sequence[Any]) -> Iterator[Watch]:
+    """While it lasts, ``found`` gets the last query position's attention of these attention layers (0 is the first)."""
+    seen = Watch({id(layer): i for i, layer in enumerate(layers)}, {})
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+
+
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Tensor, Any]:
@@ -160,6 +196,8 @@ def attention(
     Returns:
         (R, S, H, D), and no weights.
     """
+    for seen in _watching:
+        seen.see(module, query, key, attention_mask, scaling)
     rows, heads, length, width = query.shape
     shared = key.shape[1]
     layout: PackedLayout | None = getattr(attention_mask, "packed_layout", None)

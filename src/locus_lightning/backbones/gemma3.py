@@ -8,8 +8,8 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class Gemma3Backbone(HFBackbone):
@@ -33,3 +33,8 @@ class Gemma3Backbone(HFBackbone):
     def further_inputs(self, ids_RS: Tensor, images: bool) -> dict[str, Any]:
         """Which tokens are an image's: the mask lets those see one another."""
         return {"token_type_ids": (ids_RS == self.hf.config.image_token_id).long()} if images else {}
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over the image."""
+        count = round(self.hf.config.mm_tokens_per_image**0.5)
+        return raster(count, count, (0.0, 0.0, float(size[0]), float(size[1])))

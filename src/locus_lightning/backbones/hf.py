@@ -25,7 +25,7 @@ from locus_lightning.backbones.base import Backbone, CuePrompt
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.packing import lay_out, why_not
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 log = logging.getLogger(__name__)
 
@@ -327,6 +327,24 @@ class HFBackbone(Backbone):
     def decode(self, ids_T: Tensor) -> str:
         """See :meth:`Backbone.decode`."""
         return self.processor.tokenizer.decode(ids_T, skip_special_tokens=True)
+
+    # ---- where image tokens look -------------------------------------------------------------------------------
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """What part of its image each image token stands for: boxes (N, 4), original pixels; empty for tokens that stand for none.
+
+        Args:
+            prompt: with one image, its pixels still there (:meth:`prompts`).
+            size: (width, height) of the image.
+
+        Raises:
+            ConfigError: the family does not say.
+        """
+        raise ConfigError(f"{type(self).__name__} does not say where its image tokens look, so attention cannot be laid over an image.")
+
+    def image_tokens(self, prompt: Prompt) -> Tensor:
+        """Positions (N,) of a prompt's image tokens."""
+        return torch.isin(prompt.ids_P, torch.tensor(self.banned_ids, device=prompt.ids_P.device)).nonzero()[:, 0]
 
     # ---- forward passes ------------------------------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class InternVLBackbone(HFBackbone):
@@ -40,3 +43,16 @@ class InternVLBackbone(HFBackbone):
     def frame(self, sample: CueSample | Question) -> BoxFrame:
         """Thousandths of the image."""
         return BoxFrame.thousandths(sample.image.size)
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over every tile, then one over the whole image where it was cut up."""
+        from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+        images = self.processor.image_processor
+        columns, rows = get_optimal_tiled_canvas(
+            (size[1], size[0]), (images.size["height"], images.size["width"]), images.min_patches, images.max_patches
+        )
+        count = round(self.processor.image_seq_length**0.5)
+        whole = (0.0, 0.0, float(size[0]), float(size[1]))
+        tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, whole).tolist())]
+        return torch.cat([*tiles, raster(count, count, whole)] if rows * columns > 1 else tiles)

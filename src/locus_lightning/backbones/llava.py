@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from PIL import Image
+from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class LlavaBackbone(HFBackbone):
@@ -56,3 +57,9 @@ class LlavaBackbone(HFBackbone):
         square = Image.new("RGB", (side, side), fill)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over the padded square."""
+        side, count = max(size), self._side() // self.hf.config.vision_config.patch_size
+        left, top = (side - size[0]) // 2, (side - size[1]) // 2
+        return raster(count, count, (-float(left), -float(top), float(side - left), float(side - top)))

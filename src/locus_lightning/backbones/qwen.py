@@ -10,7 +10,8 @@ from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.types import CueSample, Question, Size
+from locus_lightning.geometry import raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class QwenVLBackbone(HFBackbone):
@@ -71,3 +72,9 @@ class QwenVLBackbone(HFBackbone):
             attention_mask=torch.ones_like(ids_P[None]),
         )
         return positions[:, 0]
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over the image; a token is a square of merged patches."""
+        _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
+        merge = self.processor.image_processor.merge_size
+        return raster(rows // merge, columns // merge, (0.0, 0.0, float(size[0]), float(size[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class SmolVLMBackbone(HFBackbone):
@@ -59,3 +60,13 @@ class SmolVLMBackbone(HFBackbone):
             return F.pad(x, (0, 0) * (x.dim() - 2) + (0, tiles - x.shape[1]))
 
         return {key: torch.cat([padded(p.vision[key]) for p in prompts]) for key in ("pixel_values", "pixel_attention_mask")}
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over every tile, row by row, then one over the whole image."""
+        text = self.processor.tokenizer.decode(prompt.ids_P)
+        marks = [(int(row), int(column)) for row, column in re.findall(r"<row_(\d+)_col_(\d+)>", text)]
+        count = round(self.processor.image_seq_len**0.5)
+        whole = (0.0, 0.0, float(size[0]), float(size[1]))
+        rows, columns = (max(k) for k in zip(*marks, strict=True)) if marks else (0, 0)
+        boxes = raster(rows, columns, whole).tolist() if marks else []
+        return torch.cat([*(raster(count, count, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes), raster(count, count, whole)])

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
 class TiledLlavaBackbone(HFBackbone):
@@ -68,3 +68,24 @@ class TiledLlavaBackbone(HFBackbone):
         padded = [F.pad(v := p.vision["pixel_values"], (0, 0) * 3 + (0, tiles - v.shape[1])) for p in prompts]
         rest = {key: torch.cat([p.vision[key] for p in prompts]) for key in prompts[0].vision if key != "pixel_values"}
         return {"pixel_values": torch.cat(padded), **rest}
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """A grid over the image, then the finer grid of its tiles, whose rows end in a token that stands for nothing."""
+        whole = (0.0, 0.0, float(size[0]), float(size[1]))
+        config = self.hf.config.vision_config
+        base = config.image_size // config.patch_size
+        rest = len(self.image_tokens(prompt)) - base**2
+        rows, columns = self._tile_grid(size, base)
+        if rows * (columns + 1) != rest:
+            raise ConfigError(f"{type(self).__name__}: {rest} tile tokens of an image of {size} are no grid of {rows} x {columns}.")
+        tiles = raster(rows, columns, whole).view(rows, columns, 4)
+        return torch.cat([raster(base, base, whole), torch.cat([tiles, tiles.new_zeros(rows, 1, 4)], dim=1).flatten(0, 1)])
+
+    def _tile_grid(self, size: Size, base: int) -> tuple[int, int]:
+        """(rows, columns) of the tiles' tokens, padding cut off, as the processor counts them."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        side = self.hf.config.vision_config.image_size
+        high, wide = select_best_resolution((size[1], size[0]), self.processor.image_processor.image_grid_pinpoints)
+        tokens, rows = self.processor._get_unpadded_features(size[1], size[0], base, base, high // side, wide // side)
+        return int(rows), int(tokens) // int(rows)

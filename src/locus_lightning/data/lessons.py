@@ -48,7 +48,9 @@ def phrase(looks: Sequence[Look], index: int, rng: np.random.Generator, leave_ou
 
 
 def _a(look: Look) -> str:
-    """With its article: a word after a space is then the same token in an answer as in a question."""
+    """With its article: a word after a space is then the same token in an answer as in a question. A colour alone has none."""
+    if not look.shape:
+        return look.colour
     return f"{'an' if look.colour == 'orange' else 'a'} {look.label}"
 
 
