@@ -19,7 +19,8 @@ from locus_lightning.analysis.figures import by_layer, heatmaps
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.vstar import Item, read_vstar
+from locus_lightning.evaluation.base import Item
+from locus_lightning.evaluation.vstar import read_vstar
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.runs import open_model
@@ -120,7 +121,7 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[Looking]], 
     by_layer(folder / "by_layer.png", layers, means)
     if pictures:
         every = range(0, len(items), max(1, len(items) // pictures))
-        rows = [(items[i].question().image, items[i].boxes, items[i].text.split("\n")[0], {n: found[n][i].heatmap() for n in found})
+        rows = [(items[i].picture(), items[i].boxes, items[i].text.split("\n")[0], {n: found[n][i].heatmap() for n in found})
                 for i in list(every)[:pictures]]  # fmt: skip
         heatmaps(folder / "heatmaps.png", rows)
     (folder / "attention.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -19,6 +19,7 @@ training and evaluation (every option of model, data and trainer is available: l
   predict    one answer a line, as a JSON file       locus predict --config C.yaml --ckpt_path last
   preflight  one step, watched: memory, time, prompts   locus preflight --config C.yaml --card 24
   export     a run's model as a Hugging Face folder     locus export runs/llava/version_0 FOLDER
+  eval       a benchmark on image + question        locus eval MODEL --suite smallstar --compare MODEL
   analyze    where a model looks                    locus analyze attention MODEL --against MODEL
   study      runs that differ in one thing each        locus study STUDY.yaml
 
@@ -71,6 +72,10 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning.export import export_command
 
         raise SystemExit(export_command(arguments[1:]))
+    elif command == "eval":
+        from locus_lightning.evaluate import eval_command
+
+        raise SystemExit(eval_command(arguments[1:]))
     elif command == "analyze":
         from locus_lightning.analyze import analyze_command
 
@@ -93,5 +98,5 @@ def _dispatch(arguments: list[str]) -> None:
         run(arguments)
     else:
         raise LocusError(
-            f"there is no command {command!r}; choose fit, validate, test, predict, preflight, export, analyze, study, plugins, backbones, data, smallstar or toy (locus --help)."
+            f"there is no command {command!r}; choose fit, validate, test, predict, preflight, export, eval, analyze, study, plugins, backbones, data, smallstar or toy (locus --help)."
         )

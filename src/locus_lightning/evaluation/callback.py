@@ -10,7 +10,8 @@ import lightning as L
 
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError
-from locus_lightning.evaluation.vstar import Item, extract_letter, read_vstar
+from locus_lightning.evaluation.base import Item, extract_letter
+from locus_lightning.evaluation.vstar import read_vstar
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.training import CueModule
 

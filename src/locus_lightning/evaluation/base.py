@@ -1,0 +1,177 @@
+"""What a benchmark is: items read from the dataset's own files, a way to ask, a way to read and score an answer."""
+
+from __future__ import annotations
+
+import io
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from locus_lightning.backbones.base import Backbone
+from locus_lightning.types import Box, CueSample, Question
+
+LETTERS = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark; the picture is opened when it is needed.
+
+    ``label`` is what is right: a letter, or yes or no; empty where ``boxes`` are what is asked for. ``options`` by letter. ``boxes`` of the
+    targets, original pixels, may be empty. ``facts`` are what a benchmark groups its figures by.
+    """
+
+    id: str
+    kind: str
+    image: Path | bytes
+    text: str
+    label: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def picture(self) -> Image.Image:
+        """The image, RGB."""
+        with Image.open(io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image) as file:
+            return file.convert("RGB")
+
+    def question(self, instruction: str = "") -> Question:
+        """As a model is asked, with ``instruction`` behind the words."""
+        return Question(
+            self.id, self.picture(), (self.text + instruction).replace("{", "{{").replace("}", "}}"), self.label, task=self.kind
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answered item: the whole text as it was written, what was read from it, and its score in [0, 1]."""
+
+    item: Item
+    text: str
+    read: str | None
+    score: float
+
+
+class Benchmark(ABC):
+    """Reads a dataset's own files, asks, scores.
+
+    Args:
+        folder: where the files are.
+    """
+
+    name: ClassVar[str]
+    where: ClassVar[str]
+    """Where to get it and how to lay it out: said when it is missing."""
+    max_new_tokens: ClassVar[int] = 64
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.malformed: list[str] = []
+
+    @abstractmethod
+    def load(self) -> list[Item]:
+        """All items; rows that are not of the format are noted in ``malformed`` and left out.
+
+        Raises:
+            DataError: the files are not there.
+        """
+
+    def ask(self, item: Item, backbone: Backbone, instruction: str) -> Question | CueSample:
+        """What the model is shown."""
+        return item.question(instruction)
+
+    @abstractmethod
+    def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
+        """What an answer says, and its score."""
+
+    def figures(self, rows: Sequence[Scored]) -> dict[str, float]:
+        """Named figures in [0, 1]; ``score`` is the benchmark's own headline."""
+        kinds: defaultdict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            kinds[row.item.kind].append(row.score)
+        return {"score": mean(row.score for row in rows), **{kind: mean(scores) for kind, scores in sorted(kinds.items()) if kind}}
+
+    def note(self, where: str, cause: object) -> None:
+        """A row that is left out."""
+        self.malformed.append(f"{where}: {cause if isinstance(cause, str) else f'{type(cause).__name__}: {cause}'}")
+
+
+class Choice(Benchmark):
+    """Multiple choice, answered by a letter."""
+
+    def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
+        """See :meth:`Benchmark.read`."""
+        letter = extract_letter(text, item.options)
+        return letter, float(letter == item.label)
+
+
+class YesNo(Benchmark):
+    """Answered by yes or no."""
+
+    def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
+        """See :meth:`Benchmark.read`."""
+        said = extract_yes_no(text)
+        return said, float(said == item.label)
+
+
+def payload(text: str) -> str:
+    """The answer block where there is one, else the text without its think block."""
+    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    return (found[-1] if found else re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)).strip()
+
+
+def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
+    """The option that an answer names, or None where it names none or several.
+
+    Read from the answer block where there is one. In order: the answer is a letter; it begins with a lettered option; it says
+    "answer is X"; it is an option's words, or holds the words of one option alone.
+    """
+    said = payload(text)
+    letters = "".join(options) or "ABCDEFGH"
+    for pattern in (
+        rf"[(\[]?([{letters}])[)\].:]?",
+        rf"[(\[]?([{letters}])[)\].:]\s.*",
+        rf".*\b(?:answer|option|choice)\b(?: is|:)?\s*:?\s*\**[(\[]?([{letters}])\b[)\]]?.*",
+    ):
+        match = re.fullmatch(pattern, said, re.DOTALL | re.IGNORECASE)
+        if match:
+            return match[1].upper()
+    plain = said.casefold().rstrip(".")
+    same = [letter for letter, option in options.items() if option.casefold().rstrip(".") == plain]
+    held = [letter for letter, option in options.items() if re.search(rf"\b{re.escape(option.casefold())}\b", plain)]
+    chosen = same or held
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def extract_yes_no(text: str) -> str | None:
+    """yes or no, or None where an answer says neither or both. Its first word counts before the rest."""
+    said = payload(text).casefold()
+    first = re.match(r"\W*(yes|no)\b", said)
+    if first:
+        return first[1]
+    found = set(re.findall(r"\b(yes|no)\b", said))
+    return found.pop() if len(found) == 1 else None
+
+
+def lettered(question: str, options: Mapping[str, str]) -> str:
+    """A question with its options, one a line, as V*Bench writes it."""
+    return f"{question}\n" + "".join(f"({letter}) {option}\n" for letter, option in options.items()) + LETTERS
+
+
+def text_of(row: Mapping[str, Any], *names: str) -> str:
+    """The first of these fields that a row has, as text.
+
+    Raises:
+        KeyError: it has none.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return str(row[name])
+    raise KeyError(" or ".join(names))

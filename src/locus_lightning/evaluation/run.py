@@ -1,0 +1,184 @@
+"""Asking a model every question of a benchmark: batched, resumable, raw answers kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.evaluation.base import Benchmark, Item, Scored
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.hf import HFRollout
+
+ANSWERS, RESULT = "answers.jsonl", "result.json"
+THINK = " First think inside <think></think>, then give only the answer inside <answer></answer>."
+"""What models trained with that structure are told, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is asked.
+
+    Args:
+        max_new_tokens: of an answer; None: the benchmark's own.
+        think: append the think/answer instruction.
+        batch_size: questions answered together.
+        limit: questions of each kind at most; None: all.
+    """
+
+    max_new_tokens: int | None = None
+    think: bool = False
+    batch_size: int = 8
+    limit: int | None = None
+
+
+def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Ask what has not been answered yet, score everything, write ``result.json``.
+
+    Args:
+        backbone: loaded.
+        model: its name, for the record.
+        benchmark: what is asked.
+        folder: of this evaluation; answers that lie there already, of the same model and settings, are kept.
+        settings: how it is asked.
+
+    Returns:
+        What was written: figures, settings, pixel budget, prompt, malformed rows.
+
+    Raises:
+        DataError: the benchmark has no usable item.
+        ConfigError: ``folder`` holds answers of another model or other settings.
+    """
+    items = limited(benchmark.load(), settings.limit)
+    if not items:
+        raise DataError(f"{benchmark.folder} gives no usable question of {benchmark.name} ({len(benchmark.malformed)} rows left out, such as "
+                        f"{benchmark.malformed[:1]}).")  # fmt: skip
+    double = len(items) - len({item.id for item in items})
+    if double:
+        raise DataError(f"{benchmark.folder}: {double} questions of {benchmark.name} share their id with another; is a file there twice?")
+    tokens = settings.max_new_tokens or (1024 if settings.think else benchmark.max_new_tokens)
+    about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "think": settings.think, "max_new_tokens": tokens}
+    said = kept_answers(folder, about)
+    missing = [item for item in items if item.id not in said]
+    instruction = THINK if settings.think else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ANSWERS).open("a") as file:
+        if file.tell() == 0:
+            file.write(json.dumps({"about": about}) + "\n")
+        batches = [missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size)]
+        for batch in track(batches, description=f"{benchmark.name}, {len(missing)} of {len(items)} questions"):
+            prompts = backbone.encode([benchmark.ask(item, backbone, instruction) for item in batch])
+            made = HFRollout().generate(backbone, prompts, 1, Sampling(tokens, temperature=0.0))
+            for item, prompt, (generation,) in zip(batch, prompts, made, strict=True):
+                row = {
+                    "id": item.id,
+                    "text": backbone.decode(generation.ids_T),
+                    "truncated": generation.truncated,
+                    "prompt_tokens": len(prompt.ids_P),
+                }
+                said[item.id] = row
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+    texts = {item.id: str(said[item.id]["text"]) for item in items}
+    scored = [Scored(item, texts[item.id], *benchmark.read(item, texts[item.id], backbone)) for item in items]
+    first = benchmark.ask(items[0], backbone, instruction)
+    lengths = [int(said[item.id]["prompt_tokens"]) for item in items]
+    result = {
+        **about,
+        "questions": len(items),
+        "figures": benchmark.figures(scored),
+        "truncated": sum(bool(said[item.id]["truncated"]) for item in items),
+        "unread": sum(row.read is None for row in scored),
+        "image_budget": budget(backbone),
+        "prompt_tokens": {"least": min(lengths), "most": max(lengths)},
+        "prompt": backbone.prompt_text(backbone.turn(first)),
+        "malformed": benchmark.malformed,
+        "scores": {row.item.id: {"score": row.score, "read": row.read, "kind": row.item.kind} for row in scored},
+    }
+    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of each kind, the first ones."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for item in items:
+        seen[item.kind] = seen.get(item.kind, 0) + 1
+        if limit is None or seen[item.kind] <= limit:
+            chosen.append(item)
+    return chosen
+
+
+def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Answers that a stopped evaluation left, by id; a line that was cut off is dropped.
+
+    Raises:
+        ConfigError: they are of another model or other settings.
+    """
+    path = folder / ANSWERS
+    if not path.is_file():
+        return {}
+    rows = list(_whole_lines(path))
+    if rows and rows[0].get("about") != dict(about):
+        there, here = rows[0].get("about") or {}, dict(about)
+        other = ", ".join(f"{key} {there.get(key)!r}, not {value!r}" for key, value in here.items() if there.get(key) != value)
+        raise ConfigError(f"{path} holds answers with {other}; name another folder with --out, or remove that one.")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {str(row["id"]): row for row in rows[1:]}
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def fingerprint(backbone: HFBackbone) -> str:
+    """Of the weights that answer: a sum over all parameters, so that another checkpoint of the same name is not taken for this one."""
+    digest = hashlib.sha256()
+    for name, parameter in backbone.model.named_parameters():
+        digest.update(f"{name} {float(parameter.detach().float().sum()):.6e}".encode())
+    return digest.hexdigest()[:16]
+
+
+def budget(backbone: HFBackbone) -> dict[str, Any]:
+    """What bounds an image: the processor's own numbers, which decide scores on small things."""
+    images = backbone.processor.image_processor
+    names = ("size", "crop_size", "image_grid_pinpoints", "max_patches", "max_image_size")
+    return {name: _plain(value) for name in names if (value := getattr(images, name, None)) is not None}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items") or hasattr(value, "__dict__"):
+        pairs = dict(value).items() if hasattr(value, "items") else vars(value).items()
+        return {str(key): inner for key, inner in pairs if inner is not None}
+    return value if isinstance(value, int | float | str | list) else str(value)
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], draws: int = 10_000) -> dict[str, tuple[float, float, float]]:
+    """b's mean score less a's over the questions both answered, with a 95 % bootstrap interval: over all (``""``) and by kind.
+
+    Questions are resampled in pairs, 10,000 times, with a fixed seed (our choice).
+    """
+    shared = [key for key in a["scores"] if key in b["scores"]]
+    if not shared:
+        raise ConfigError(f"the results of {a['model']} and {b['model']} have no question in common.")
+    kinds = sorted({a["scores"][key]["kind"] for key in shared} - {""})
+    found = {}
+    for kind in ["", *kinds]:
+        gain = np.array([b["scores"][k]["score"] - a["scores"][k]["score"] for k in shared if kind in ("", a["scores"][k]["kind"])])
+        means = gain[np.random.default_rng(0).integers(0, len(gain), (draws, len(gain)))].mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        found[kind] = (float(gain.mean()), float(low), float(high))
+    return found
