@@ -1,4 +1,4 @@
-"""``locus analyze``: where a model looks, alone or beside another."""
+"""``locus analyze``: where a model looks and what its answers depend on, alone or beside another."""
 
 from __future__ import annotations
 
@@ -15,56 +15,141 @@ from rich.progress import track
 from rich.table import Table
 
 from locus_lightning.analysis.attention import Looking, look
-from locus_lightning.analysis.figures import by_layer, heatmaps
+from locus_lightning.analysis.behaviour import Asked, Grounded, by_iou, context, grounding
+from locus_lightning.analysis.figures import by_layer, context_bars, grounding_plots, heatmaps
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Item
+from locus_lightning.evaluation.base import Item, extract_letter, find
 from locus_lightning.evaluation.vstar import read_vstar
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.runs import open_model
 
+_WHAT = {
+    "attention": (
+        "Attention-in-Box by layer, Peak-in-Box, heatmaps",
+        "Attention from the position that predicts the answer to the image (paper, section 5): the share of it in the boxes asked for, by "
+        "layer and of the layer-averaged map; whether its peak is in them; heatmaps. Writes attention.json, by_layer.png, heatmaps.png.",
+    ),
+    "context": (
+        "accuracy with all but the targets blacked out",
+        "Does the rest of the image get in the way? Questions are asked with the full image, and with all but the target boxes black, canvas "
+        "and scale kept. Writes context.json and context.png.",
+    ),
+    "grounding": (
+        "IoU of the queried object against answer correctness",
+        "Are questions answered rightly where the object is found? The target is asked for by name, the question as it is. Writes "
+        "grounding.json and grounding.png.",
+    ),
+}
+
 
 def analyze_command(arguments: Sequence[str]) -> int:
-    """Attention of one model or two on questions with boxes."""
+    """One model or two, on questions with boxes."""
     parser = argparse.ArgumentParser(
-        "locus analyze", description="Where a model looks, on image + question, beside the boxes it should look at."
+        "locus analyze", description="What a model looks at and depends on, on image + question with target boxes."
     )
     commands = parser.add_subparsers(dest="what", required=True)
-    attention = commands.add_parser(
-        "attention",
-        help="Attention-in-Box by layer, Peak-in-Box, heatmaps",
-        description="Attention from the position that predicts the answer to the image (paper, section 5): the share of it in the boxes "
-        "asked for, by layer and of the layer-averaged map; whether its peak is in them; heatmaps. Writes attention.json, by_layer.png and "
-        "heatmaps.png.",
-        epilog="example: locus analyze attention base-model --against runs/llava/version_0 --suite vstar_bench",
-    )
-    attention.add_argument("model", help="a Hugging Face folder or name, an adapter's folder, a run's folder, or a .ckpt in one")
-    attention.add_argument("--against", metavar="MODEL", help="a second model, drawn beside the first on the same scale")
-    attention.add_argument("--suite", default="smallstar", help="smallstar (made on the spot), or a folder in V*Bench's layout")
-    attention.add_argument("--number", type=int, default=100, help="questions of each kind at most (default 100)")
-    attention.add_argument("--at", choices=["first_generated", "answer"], default="first_generated",
-                           help="the position that predicts the first generated token, or the first token inside <answer>")  # fmt: skip
-    attention.add_argument("--pictures", type=int, default=6, help="heatmaps to draw (default 6)")
-    attention.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    attention.add_argument("--out", type=Path, default=Path("runs/analysis"), metavar="FOLDER")
+    for name, (short, long) in _WHAT.items():
+        example = f"example: locus analyze {name} base-model --against runs/llava/version_0 --suite vstar_bench"
+        sub = commands.add_parser(name, help=short, description=long, epilog=example)
+        sub.add_argument("model", help="a Hugging Face folder or name, an adapter's folder, a run's folder, or a .ckpt in one")
+        sub.add_argument("--against", metavar="MODEL", help="a second model, drawn beside the first on the same scale")
+        sub.add_argument("--suite", default="smallstar", help="smallstar (made on the spot), or a folder in V*Bench's layout")
+        sub.add_argument("--number", type=int, default=100, help="questions of each kind at most (default 100)")
+        sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+        sub.add_argument("--out", type=Path, default=Path("runs/analysis"), metavar="FOLDER")
+        if name == "attention":
+            sub.add_argument("--at", choices=["first_generated", "answer"], default="first_generated",
+                             help="the position that predicts the first generated token, or the first token inside <answer>")  # fmt: skip
+            sub.add_argument("--pictures", type=int, default=6, help="heatmaps to draw (default 6)")
     options = parser.parse_args(arguments)
-    if options.number < 1 or options.pictures < 0:
-        raise ConfigError(f"--number is {options.number} (at least 1), --pictures {options.pictures} (at least 0).")
+    if options.number < 1 or getattr(options, "pictures", 0) < 0:
+        raise ConfigError(f"--number is {options.number}; it is at least 1, --pictures at least 0.")
     with TemporaryDirectory() as folder:
         items = questions(options.suite, options.number, Path(folder))
-        names = [options.model, *([options.against] if options.against else [])]
-        found = {}
-        for name in names:
+        found: dict[str, Any] = {}
+        for name in [options.model, *([options.against] if options.against else [])]:
             backbone = open_model(name, options.dtype)
-            found[name] = [
-                look(backbone, item.question(), words_before(backbone, item) if options.at == "answer" else "")
-                for item in track(items, description=name)
-            ]
+            found[name] = _study(options, backbone, items, name)
             del backbone
-        write(options.out, items, found, options.at, options.pictures)
+        options.out.mkdir(parents=True, exist_ok=True)
+        if options.what == "attention":
+            write(options.out, items, found, options.at, options.pictures)
+        else:
+            (write_context if options.what == "context" else write_grounding)(options.out, items, found)
     return 0
+
+
+def _study(options: argparse.Namespace, backbone: HFBackbone, items: Sequence[Item], name: str) -> Any:
+    if options.what == "context":
+        return context(backbone, asked_of(backbone, items))
+    if options.what == "grounding":
+        return grounding(backbone, asked_of(backbone, items))
+    return [
+        look(backbone, item.question(), words_before(backbone, item) if options.at == "answer" else "")
+        for item in track(items, description=name)
+    ]
+
+
+def asked_of(backbone: HFBackbone, items: Sequence[Item]) -> list[Asked]:
+    """Items as they are asked, and a question for the box of every target that has a name."""
+    found = []
+    for item in items:
+        question = item.question()
+        targets = tuple(find(question.image, name, backbone) for name in json.loads(item.facts.get("targets", "[]")))
+
+        def right(text: str, item: Item = item) -> bool:
+            return extract_letter(text, item.options) == item.label
+
+        found.append(Asked(question, item.boxes, right, targets))
+    return found
+
+
+def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tuple[bool, bool]]]) -> None:
+    """JSON, bars and a table."""
+    kinds = ["", *sorted({item.kind for item in items})]
+    table = Table(title=f"accuracy, percent: full image / targets alone ({len(items)} questions)")
+    table.add_column("model", overflow="fold")
+    for kind in kinds:
+        table.add_column(kind.replace("_", " ") or "all", justify="right")
+    accuracies = {}
+    for name, rows in found.items():
+        of = {k: [row for row, item in zip(rows, items, strict=True) if k in ("", item.kind)] for k in kinds}
+        accuracies[name] = {k: (mean(full for full, _ in some), mean(alone for _, alone in some)) for k, some in of.items()}
+        table.add_row(name, *(f"{100 * full:.1f} / {100 * alone:.1f}" for full, alone in accuracies[name].values()))
+    report = {
+        "questions": len(items),
+        "models": {n: {k or "all": {"full": a, "alone": b} for k, (a, b) in f.items()} for n, f in accuracies.items()},
+    }
+    (folder / "context.json").write_text(json.dumps(report, indent=2) + "\n")
+    context_bars(folder / "context.png", accuracies)
+    Console().print(table)
+    print(f"context.json and context.png: {folder}")
+
+
+def write_grounding(folder: Path, items: Sequence[Item], found: dict[str, list[Grounded]]) -> None:
+    """JSON, the two plots and a table."""
+    table = Table(title=f"IoU of the queried object and the answer to the question ({len(items)} questions)")
+    for title in ("model", "mean IoU", "IoU where right", "IoU where wrong", "accuracy"):
+        table.add_column(title, overflow="fold")
+    report, plots = {}, {}
+    for name, rows in found.items():
+        good, bad = ([row.iou for row in rows if row.right is right] for right in (True, False))
+        plots[name] = (by_iou(rows), good, bad)
+        report[name] = {"mean_iou": mean(row.iou for row in rows), "accuracy": mean(row.right for row in rows), "by_iou": plots[name][0],
+                        "iou_right": mean(good) if good else None, "iou_wrong": mean(bad) if bad else None}  # fmt: skip
+        table.add_row(
+            name,
+            f"{report[name]['mean_iou']:.3f}",
+            *(f"{mean(v):.3f}" if v else "none" for v in (good, bad)),
+            f"{report[name]['accuracy']:.3f}",
+        )
+    (folder / "grounding.json").write_text(json.dumps({"questions": len(items), "models": report}, indent=2) + "\n")
+    grounding_plots(folder / "grounding.png", plots)
+    Console().print(table)
+    print(f"grounding.json and grounding.png: {folder}")
 
 
 def questions(suite: str, number: int, scratch: Path) -> list[Item]:
@@ -98,7 +183,6 @@ def words_before(backbone: HFBackbone, item: Item) -> str:
 
 def write(folder: Path, items: Sequence[Item], found: dict[str, list[Looking]], at: str, pictures: int) -> None:
     """JSON, figures and a table."""
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = sorted({item.kind for item in items})
     report: dict[str, Any] = {"at": at, "questions": len(items), "models": {}}
     table = Table(title=f"attention to the image at {at.replace('_', ' ')}: share in the boxes (AIB), peak in them")

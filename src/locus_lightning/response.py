@@ -55,6 +55,12 @@ def boxes_in(text: str) -> list[Box]:
     return [box for box in found if is_valid_box(box)]
 
 
+def payload(text: str) -> str:
+    """The answer block where there is one, else the text without its think block."""
+    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    return (found[-1] if found else re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)).strip()
+
+
 def write_response(rationale: str, box_text: str) -> str:
     """The right answer in form: what supervised training teaches, and what :func:`parse_response` reads back."""
     return f"<think>{rationale}</think><answer>{box_text}</answer>"

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from locus_lightning.analysis import behaviour
 from locus_lightning.analysis.attention import Looking, attention_layers, look
+from locus_lightning.analysis.behaviour import Asked, suppressed
 from locus_lightning.backbones import attention
 from locus_lightning.geometry import raster
 from locus_lightning.types import Question
@@ -85,3 +87,33 @@ def test_watching_costs_memory_by_the_token_not_by_its_square(make_backbone):
     assert kept == len(layers) * length
     assert not attention._watching
     assert 28 * 4500 * 4 < 100e6, "4,500 tokens of a 28-layer model, float32"
+
+
+def test_suppression_keeps_the_targets_the_canvas_and_nothing_else():
+    noise = np.random.default_rng(0).integers(1, 255, (40, 60, 3), dtype=np.uint8)
+    black = np.asarray(suppressed(Image.fromarray(noise), [(5.0, 6.0, 20.0, 30.0), (50.0, 30.0, 70.0, 50.0)]))
+    kept = np.zeros((40, 60), dtype=bool)
+    kept[6:30, 5:20] = kept[30:40, 50:60] = True
+    assert (black[kept] == noise[kept]).all()
+    assert (black[~kept] == 0).all()
+
+
+def test_context_and_grounding_mark_what_was_said(make_backbone, monkeypatch):
+    backbone = make_backbone("qwen2_vl")
+    image, box = Image.new("RGB", (100, 50), (90, 90, 90)), (10.0, 10.0, 40.0, 30.0)
+    asked = [
+        Asked(Question(str(i), image, "What?", "A"), (box,), lambda text: text == "A", (Question("", image, "Find", ""),)) for i in range(3)
+    ]
+    frame = backbone.frame(asked[0].question)
+    said = {"questions": ["A", "B", "A"], "targets": [frame.to_text(box), "nowhere", "<answer>[0, 0, 1000, 1000]</answer>"],
+            "full image": ["A", "B", "B"], "targets alone": ["A", "A", "B"]}  # fmt: skip
+    monkeypatch.setattr(behaviour, "say", lambda backbone, questions, about="": said[about])
+    assert behaviour.context(backbone, asked) == [(True, True), (False, True), (False, False)]
+    rows = behaviour.grounding(backbone, asked)
+    assert [row.right for row in rows] == [True, False, True]
+    assert rows[0].iou == pytest.approx(1.0)
+    assert rows[1].iou == 0
+    assert rows[2].iou == pytest.approx(600 / 5000)
+    bins = behaviour.by_iou(rows)
+    assert [row["questions"] for row in bins] == [1, 1, 0, 0, 1]
+    assert [row["accuracy"] for row in bins] == [0.0, 1.0, None, None, 1.0]

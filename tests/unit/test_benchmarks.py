@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Scored, extract_yes_no, payload
+from locus_lightning.evaluation.base import Scored, extract_yes_no
 from locus_lightning.evaluation.page import page
 from locus_lightning.evaluation.run import ANSWERS, RESULT, Settings, difference, evaluate
 from locus_lightning.evaluation.suites import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar
+from locus_lightning.response import payload
 
 
 def jpeg(seed=0, size=(64, 48)):

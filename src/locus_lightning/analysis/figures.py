@@ -58,3 +58,51 @@ def heatmaps(path: Path, rows: Sequence[tuple[Image.Image, Sequence[Box], str, M
             axes.set_title(name or title, fontsize=7, wrap=True)
             axes.axis("off")
     figure.savefig(path, dpi=110)
+
+
+def context_bars(path: Path, accuracies: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    """Accuracy with the full image and with the targets alone; for each model, kind -> (full, alone)."""
+    models, kinds = list(accuracies), list(next(iter(accuracies.values())))
+    figure = Figure(figsize=(2.2 + 2.2 * len(kinds), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / (2 * len(models))
+    for m, name in enumerate(models):
+        for k, what in enumerate(("full image", "targets alone")):
+            x = np.arange(len(kinds)) - 0.4 + width * (2 * m + k + 0.5)
+            values = [100 * accuracies[name][kind][k] for kind in kinds]
+            bars = axes.bar(x, values, width * 0.92, color=_COLOURS[m % 2], alpha=(0.45, 1.0)[k], label=f"{name}, {what}")
+            axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    axes.set_xticks(range(len(kinds)), [kind.replace("_", " ") or "all" for kind in kinds])
+    axes.set_ylabel("accuracy, %")
+    axes.set_ylim(0, 108)
+    axes.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def grounding_plots(
+    path: Path, models: Mapping[str, tuple[Sequence[Mapping[str, float | None]], Sequence[float], Sequence[float]]]
+) -> None:
+    """For each model, a row: accuracy by IoU of the queried object, and IoU of rightly and wrongly answered questions.
+
+    ``models``: (bins as :func:`~locus_lightning.analysis.behaviour.by_iou` gives them, IoUs of right ones, of wrong ones).
+    """
+    figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
+    grid = figure.subplots(len(models), 2, squeeze=False)
+    for (left, right), (name, (bins, good, bad)) in zip(grid, models.items(), strict=True):
+        shown = [row for row in bins if row["accuracy"] is not None]
+        heights = [100 * float(row["accuracy"] or 0) for row in shown]
+        bars = left.bar([f"{row['from']:g}-{row['to']:g}" for row in shown], heights, color=_COLOURS[0])
+        left.bar_label(bars, [f"n={row['questions']}" for row in shown], fontsize=7)
+        left.set_ylim(0, 108)
+        left.set_ylabel("accuracy, %")
+        left.set_xlabel("IoU of the queried object")
+        left.set_title(name, fontsize=8)
+        edges = np.linspace(0, 1, 11)
+        for values, colour, label in ((good, "#2e8b57", "answered rightly"), (bad, "#b3261e", "wrongly")):
+            if len(values):
+                right.hist(values, edges, density=True, histtype="stepfilled", alpha=0.35, color=colour, label=f"{label}, n={len(values)}")
+                right.axvline(float(np.mean(values)), color=colour, linewidth=1.5)
+        right.set_xlabel("IoU of the queried object (line: mean)")
+        right.set_ylabel("density")
+        right.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)

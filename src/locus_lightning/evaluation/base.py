@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.response import payload
 from locus_lightning.types import Box, CueSample, Question
 
 LETTERS = "Answer with the option's letter from the given choices directly."
@@ -121,12 +122,6 @@ class YesNo(Benchmark):
         return said, float(said == item.label)
 
 
-def payload(text: str) -> str:
-    """The answer block where there is one, else the text without its think block."""
-    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return (found[-1] if found else re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)).strip()
-
-
 def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer names, or None where it names none or several.
 
@@ -163,6 +158,13 @@ def extract_yes_no(text: str) -> str | None:
 def lettered(question: str, options: Mapping[str, str]) -> str:
     """A question with its options, one a line, as V*Bench writes it."""
     return f"{question}\n" + "".join(f"({letter}) {option}\n" for letter, option in options.items()) + LETTERS
+
+
+def find(image: Image.Image, expression: str, backbone: Backbone, instruction: str = "") -> Question:
+    """A question for the box of an expression, in the model's own unit."""
+    unit = backbone.frame(Question("", image, "", "")).unit.replace("image 1", "the image")
+    words = f"Find this: {expression}. Give its bounding box as [x1, y1, x2, y2] in {unit}.{instruction}"
+    return Question("", image, words.replace("{", "{{").replace("}", "}}"), "")
 
 
 def text_of(row: Mapping[str, Any], *names: str) -> str:

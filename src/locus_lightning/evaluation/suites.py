@@ -15,10 +15,10 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.corpus import CorpusCues
 from locus_lightning.data.source import CueKey
 from locus_lightning.errors import DataError
-from locus_lightning.evaluation.base import Benchmark, Choice, Item, Scored, YesNo, lettered, payload, text_of
+from locus_lightning.evaluation.base import Benchmark, Choice, Item, Scored, YesNo, find, lettered, text_of
 from locus_lightning.evaluation.vstar import SmallStar, VStar
 from locus_lightning.geometry import clip_box, iou
-from locus_lightning.response import boxes_in, parse_response
+from locus_lightning.response import boxes_in, parse_response, payload
 from locus_lightning.types import CueSample, Question
 
 csv.field_size_limit(2**30)
@@ -242,10 +242,7 @@ class RefCOCO(Benchmark):
 
     def ask(self, item: Item, backbone: Backbone, instruction: str) -> Question:
         """The expression, and the model's own unit."""
-        plain = item.question()
-        unit = backbone.frame(plain).unit.replace("image 1", "the image")
-        words = f"Find this: {plain.text}. Give its bounding box as [x1, y1, x2, y2] in {unit}."
-        return Question(plain.id, plain.image, words + instruction.replace("{", "{{").replace("}", "}}"), "", task=plain.task)
+        return find(item.picture(), item.text, backbone, instruction)
 
     def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
         """See :meth:`Benchmark.read`; the first box counts."""

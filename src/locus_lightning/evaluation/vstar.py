@@ -68,7 +68,8 @@ def _item(folder: Path, row: dict[str, Any]) -> Item:
     beside = image.with_suffix(".json")
     facts: dict[str, Any] = json.loads(beside.read_text()) if beside.is_file() else {}
     boxes = tuple((float(x), float(y), float(x + w), float(y + h)) for x, y, w, h in facts.get("bbox", []))
-    return Item(str(row["question_id"]), str(row["category"]), image, text, label, options_of(text), boxes)
+    named = {"targets": json.dumps([str(name) for name in facts.get("target_object", [])])}
+    return Item(str(row["question_id"]), str(row["category"]), image, text, label, options_of(text), boxes, named)
 
 
 def options_of(text: str) -> dict[str, str]:
