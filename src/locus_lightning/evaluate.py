@@ -45,7 +45,10 @@ def eval_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--pictures", type=int, default=12, help="of wins and of losses on the page (default 12)")
     options = parser.parse_args(arguments)
-    if min(options.batch_size, options.max_new_tokens or 1, options.limit or 1) < 1 or options.pictures < 0:
+    if (
+        any(value is not None and value < 1 for value in (options.batch_size, options.max_new_tokens, options.limit))
+        or options.pictures < 0
+    ):
         raise ConfigError("--batch-size, --max-new-tokens and --limit are at least 1, --pictures at least 0.")
     data = options.data
     if data is None:

@@ -83,7 +83,7 @@ def open_model(name: str, dtype: str = "float32") -> HFBackbone:
     """A loaded backbone, ready to answer.
 
     Args:
-        name: a run's folder, a ``.ckpt`` in one, a folder with an adapter, a Hugging Face folder or name, ``locus-tiny`` or ``toy:FAMILY``.
+        name: a run's folder, a ``.ckpt`` in one, a folder with an adapter, a Hugging Face folder or name, or ``toy:FAMILY``.
         dtype: of the weights.
 
     Raises:

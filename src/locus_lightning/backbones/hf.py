@@ -46,8 +46,7 @@ class HFBackbone(Backbone):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
-        checkpoint: a hub name, a folder, ``locus-tiny`` for the small trained model that comes with this package, or ``toy:FAMILY`` for a
-            random toy model made on the spot.
+        checkpoint: a hub name, a folder, or ``toy:FAMILY`` for a random toy model made on the spot.
         dtype: type of the weights that are not quantised.
         quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes).
         lora: adapter settings; null trains all weights of the language model (and ``nf4`` is then refused).

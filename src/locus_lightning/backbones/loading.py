@@ -41,14 +41,8 @@ class LoRA:
             raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
 
 
-SHIPPED = {"locus-tiny": Path(__file__).parent.parent / "models" / "locus_tiny"}
-"""Checkpoints that come with this package, by the name that stands for them."""
-
-
 def resolve(checkpoint: str) -> str:
-    """The folder of a checkpoint that comes with this package, ``~`` written out, or the name as it is."""
-    if checkpoint in SHIPPED:
-        return str(SHIPPED[checkpoint])
+    """The name as it is, with ``~`` written out."""
     return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
 
 
@@ -95,7 +89,7 @@ def config_of(checkpoint: str, trust_remote_code: bool) -> Any:
     looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
     if looks_local and not Path(checkpoint).expanduser().is_dir():
         raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder, a hub name such as owner/name, or {' or '.join(SHIPPED)}."
+            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder or a hub name such as owner/name."
         )
     if looks_local and not (Path(checkpoint).expanduser() / "config.json").is_file():
         raise CheckpointError(f"backbone.checkpoint {checkpoint!r} has no config.json; give a folder that save_pretrained wrote.")

@@ -1,4 +1,4 @@
-"""Toy checkpoints of the LLaVA family, and the architecture of locus-tiny."""
+"""Toy checkpoints of the LLaVA family, and that of the small model of configs/tiny_pretrain.yaml."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LESSON_WORDS = (
 
 
 def locus_tiny() -> tuple[Any, Any]:
-    """The architecture of the model that this package ships, with random weights."""
+    """The architecture that configs/tiny_pretrain.yaml teaches, with random weights."""
     return llava(side=96, patch=12, tower_layers=2, layers=4, sentences=_LESSON_WORDS, tied=True)
 
 
