@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from locus_lightning.analysis.attention import Looking, look
 from locus_lightning.analysis.behaviour import Asked, Grounded, by_iou, context, grounding
 from locus_lightning.analysis.figures import by_layer, context_bars, grounding_plots, heatmaps
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.looking import Looking, look
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Item, extract_letter, find

@@ -71,10 +71,10 @@ def backbones_command(arguments: Sequence[str]) -> int:
     parser.add_argument("checkpoint", nargs="?", help="say which backbone speaks this checkpoint; its config is read, no weights")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(arguments)
-    from locus_lightning.backbones.auto import backbone_of
+    from locus_lightning.backbones.auto import speaker_of
 
     if options.checkpoint:
-        print(backbone_of(options.checkpoint).__name__)
+        print(speaker_of(options.checkpoint)[0].__name__)
         return 0
     rows = [_family(plugin) for plugin in plugins.available("backbones") if plugin.name != "AutoBackbone"]
     if options.json:

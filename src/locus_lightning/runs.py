@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from locus_lightning.backbones.auto import AutoBackbone
-from locus_lightning.backbones.base import Backbone
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.auto import AutoBackbone, speaker_of
+from locus_lightning.backbones.base import Backbone, CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import CheckpointError, ConfigError
 
@@ -101,7 +102,10 @@ def open_model(name: str, dtype: str = "float32") -> HFBackbone:
         from peft import PeftModel
 
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-        backbone = AutoBackbone(base, dtype=dtype)
+        kind: Any
+        kind, about = speaker_of(str(path)) if loading.remembered(str(path)) else (AutoBackbone, {})
+        prompt = CuePrompt(**about["prompt"]) if about else None
+        backbone = kind(base, dtype=dtype, prompt=prompt, **about.get("family", {}))
         backbone.load()
         backbone.model = PeftModel.from_pretrained(backbone.model, str(path)).merge_and_unload()
         return backbone

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from locus_lightning.analysis import behaviour
-from locus_lightning.analysis.attention import Looking, attention_layers, look
 from locus_lightning.analysis.behaviour import Asked, suppressed
 from locus_lightning.backbones import attention
+from locus_lightning.backbones.looking import Looking, attention_layers, look
 from locus_lightning.geometry import raster
 from locus_lightning.types import Question
 

@@ -9,6 +9,7 @@ import torch
 
 from locus_lightning.backbones import attention, loading
 from locus_lightning.backbones.auto import AutoBackbone
+from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.errors import CheckpointError, ConfigError
@@ -567,3 +568,34 @@ def test_an_image_is_never_cut_off(make_backbone):
 
     with pytest.raises(DataError, match="over 200 times as long as wide"):
         backbone.encode([make_sample(4020, 20, (0, 0, 20, 20))])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "model"),
+    [("llava", {"coordinates": "pixels"}, None), ("qwen2_5_vl", {"max_pixels": 56 * 56 * 2}, None), ("llava_next", {"decimals": 2, "max_tiles": 2}, None),
+     ("llava", {"frame": "original_pixels"}, GenericBackbone)],
+)  # fmt: skip
+def test_a_saved_folder_remembers_frame_and_prompt(tmp_path, family, settings, model):
+    prompt = CuePrompt(before_image="One: ", instruction=" Where?")
+    saved = (model or FAMILIES[family])(f"toy:{family}", prompt=prompt, **settings)
+    saved.load()
+    saved.save_pretrained(tmp_path)
+    again = AutoBackbone(str(tmp_path))
+    again.check()
+    again.load()
+    assert type(again) is type(saved)
+    assert again.prompt == prompt
+    assert again.family_settings() == saved.family_settings()
+    sample = make_sample()
+    assert again.frame(sample) == saved.frame(sample)
+    assert AutoBackbone(str(tmp_path), prompt=CuePrompt()).prompt == CuePrompt(), "what is asked for goes before what is remembered"
+
+
+def test_a_folder_cannot_name_code_to_run(tmp_path, toy_folder):
+    for path in toy_folder("llava").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "locus.json").write_text('{"backbone": "antigravity.geohash", "family": {}, "prompt": {}}')
+    assert type(AutoBackbone(str(tmp_path))) is FAMILIES["llava"]
+    (tmp_path / "locus.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        AutoBackbone(str(tmp_path))

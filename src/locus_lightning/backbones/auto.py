@@ -8,6 +8,7 @@ from typing import Any
 
 from locus_lightning import plugins
 from locus_lightning.backbones import loading
+from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.geometry import BoxFrame
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class AutoBackbone(HFBackbone):
-    """Becomes the backbone that speaks the checkpoint's ``model_type``, and says which.
+    """Becomes the backbone that speaks the checkpoint's ``model_type``, and says which. A folder that a run saved or ``locus export`` wrote
+    remembers frame and prompt; they are taken from there.
 
     Args:
         checkpoint: see :class:`HFBackbone`; its config is read to choose.
@@ -31,7 +33,10 @@ class AutoBackbone(HFBackbone):
 
     def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
-        self._become(backbone_of(checkpoint, self.trust_remote_code), dict(checkpoint=checkpoint, **(family or {}), **kwargs))
+        kind, about = speaker_of(checkpoint, self.trust_remote_code)
+        if about and kwargs.get("prompt") is None:
+            kwargs["prompt"] = CuePrompt(**about["prompt"])
+        self._become(kind, {**kwargs, "checkpoint": checkpoint, **about.get("family", {}), **(family or {})})
 
     def _become(self, kind: type[HFBackbone], settings: dict[str, Any]) -> None:
         """Turn into another class, not a wrapper of it: what is configured is what runs.
@@ -60,6 +65,19 @@ def speakers() -> dict[str, type[HFBackbone]]:
         for model_type in getattr(kind, "model_types", ()):
             found.setdefault(model_type, kind)
     return found
+
+
+def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[HFBackbone], dict[str, Any]]:
+    """The backbone that speaks a checkpoint, and what the folder remembers of frame and prompt where a backbone here saved it.
+
+    Raises:
+        CheckpointError: see :func:`backbone_of`.
+    """
+    about = loading.remembered(checkpoint)
+    for plugin in plugins.available("backbones"):  # nothing else is imported, whatever the folder says
+        if plugin.class_path == about.get("backbone"):
+            return plugins.load("backbones", plugin.name), about
+    return backbone_of(checkpoint, trust_remote_code), {}
 
 
 def backbone_of(checkpoint: str, trust_remote_code: bool = False) -> type[HFBackbone]:

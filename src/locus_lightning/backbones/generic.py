@@ -70,6 +70,10 @@ class GenericBackbone(HFBackbone):
                 f"model's own by {difference:.2g} nats; it needs a backbone plugin of its own."
             )
 
+    def family_settings(self) -> dict[str, Any]:
+        """See :meth:`HFBackbone.family_settings`."""
+        return {"frame": self.stated, "decimals": self.decimals, "images_first": self.images_in_text}
+
     def frame(self, sample: CueSample | Question) -> BoxFrame:
         """As stated."""
         size = sample.image.size

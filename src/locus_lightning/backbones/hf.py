@@ -6,6 +6,8 @@ A family's file holds only its differences: frame, images, positions.
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -186,6 +188,14 @@ class HFBackbone(Backbone):
         """See :meth:`Backbone.save_pretrained`."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        about = {"backbone": f"{type(self).__module__}.{type(self).__qualname__}", "family": self.family_settings()}
+        (Path(folder) / loading.ABOUT).write_text(json.dumps({**about, "prompt": vars(self.prompt)}, indent=2) + "\n")
+
+    def family_settings(self) -> dict[str, Any]:
+        """Settings that only this family has, such as its frame: what a saved folder has to remember."""
+        taken = inspect.signature(type(self).__init__).parameters
+        common = inspect.signature(HFBackbone.__init__).parameters
+        return {name: getattr(self, name) for name in taken if name not in common and name != "kwargs"}
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""

@@ -6,6 +6,7 @@ that happens to match, and is printed.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,21 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
+
+
+ABOUT = "locus.json"
+"""Beside saved weights: which backbone wrote them, in what frame and with what words."""
+
+
+def remembered(checkpoint: str) -> dict[str, Any]:
+    """What a folder that a backbone saved says of itself: ``backbone``, ``family``, ``prompt``; empty for other checkpoints."""
+    path = Path(checkpoint).expanduser() / ABOUT
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as cause:
+        raise CheckpointError(f"{path} is not JSON ({cause}); remove it, and say the frame in the configuration.") from cause
 
 
 def resolve(checkpoint: str) -> str:

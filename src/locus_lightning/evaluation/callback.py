@@ -8,6 +8,8 @@ from pathlib import Path
 
 import lightning as L
 
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.looking import look
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError
 from locus_lightning.evaluation.base import Item, extract_letter
@@ -24,14 +26,17 @@ class DownstreamAccuracy(L.Callback):
         number: SmallStar's questions of each kind; of a folder, at most so many of each kind.
         max_new_tokens: of an answer, greedy.
         batch_size: questions answered together.
+        attention: log mean Attention-in-Box too, over so many questions with boxes: ``eval/NAME_aib``; 0 for none.
     """
 
-    def __init__(self, suite: str = "smallstar", number: int = 100, max_new_tokens: int = 16, batch_size: int = 64) -> None:
-        if min(number, max_new_tokens, batch_size) < 1:
+    def __init__(
+        self, suite: str = "smallstar", number: int = 100, max_new_tokens: int = 16, batch_size: int = 64, attention: int = 0
+    ) -> None:
+        if min(number, max_new_tokens, batch_size, attention + 1) < 1:
             raise ConfigError(
-                f"DownstreamAccuracy: number {number}, max_new_tokens {max_new_tokens}, batch_size {batch_size} are at least 1."
+                f"DownstreamAccuracy: number {number}, max_new_tokens {max_new_tokens}, batch_size {batch_size} are at least 1, attention {attention} at least 0."
             )
-        self.suite, self.number, self.max_new_tokens, self.batch_size = suite, number, max_new_tokens, batch_size
+        self.suite, self.number, self.max_new_tokens, self.batch_size, self.attention = suite, number, max_new_tokens, batch_size, attention
         self.items: list[Item] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -54,7 +59,10 @@ class DownstreamAccuracy(L.Callback):
         """Answer and log; of several processes each takes its share."""
         if not isinstance(pl_module, CueModule):
             return
-        figures = pl_module.mean_over_ranks(accuracy(pl_module, self.items, self.max_new_tokens, self.batch_size))
+        figures = accuracy(pl_module, self.items, self.max_new_tokens, self.batch_size)
+        if self.attention:
+            figures["aib"] = attention_in_box(pl_module, self.items, self.attention)
+        figures = pl_module.mean_over_ranks(figures)
         name = "smallstar" if self.suite == "smallstar" else Path(self.suite).name
         figures = {f"eval/{name}{'_' if kind else ''}{kind}": value for kind, value in figures.items()}
         if trainer.sanity_checking:
@@ -76,3 +84,15 @@ def accuracy(module: CueModule, items: list[Item], max_new_tokens: int, batch_si
             right[item.kind].append(score)
             right[""].append(score)
     return {kind: sum(scores) / len(scores) for kind, scores in right.items()}
+
+
+def attention_in_box(module: CueModule, items: list[Item], number: int) -> float:
+    """Mean Attention-in-Box of the layer-averaged map over the first ``number`` items with boxes.
+
+    Raises:
+        ConfigError: none has boxes, or the backbone does not say where its image tokens look.
+    """
+    some = [item for item in items if item.boxes][:number]
+    if not some or not isinstance(module.backbone, HFBackbone):
+        raise ConfigError("DownstreamAccuracy.attention needs a suite with boxes and a Hugging Face backbone; set it to 0.")
+    return sum(look(module.backbone, item.question()).in_box(item.boxes)[0] for item in some) / len(some)

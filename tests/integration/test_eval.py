@@ -1,0 +1,95 @@
+"""``locus eval`` and ``locus analyze`` as a user meets them; on real photos where some lie beside the checkout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import ROOT
+
+PHOTOS = next((p for p in (ROOT.parent / "shared" / "coco_mini", ROOT / "coco_mini") if p.is_dir()), None)
+
+
+def test_two_models_compared_and_gone_on_with(locus, tmp_path):
+    words = ("eval", "toy:llava", "--compare", "toy:qwen2_5_vl", "--suite", "smallstar", "--limit", "3", "--out", "out")
+    status, out, err = locus(*words)
+    assert status == 0, err
+    assert "difference, 95" in out
+    folder = tmp_path / "out" / "smallstar"
+    results = [json.loads((folder / name / "result.json").read_text()) for name in ("toy_llava", "toy_qwen2_5_vl")]
+    assert [r["questions"] for r in results] == [6, 6]
+    assert all({"score", "direct_attributes", "relative_position"} <= r["figures"].keys() for r in results)
+    assert results[1]["image_budget"]["size"]["longest_edge"] == 112 * 112
+    assert "compare.html" in {p.name for p in (folder / "toy_qwen2_5_vl").iterdir()}
+
+
+def test_a_run_its_model_and_its_adapter_say_the_same(locus, tmp_path):
+    assert locus("toy", "llava_onevision", "base")[0] == 0
+    config = ROOT / "tests" / "configs" / "lora_onevision.yaml"
+    assert locus("fit", "--config", config, "--model.backbone.checkpoint=base")[0] == 0
+    (run,) = (tmp_path / "runs" / "locus").iterdir()
+    assert locus("export", run, "merged", "--dtype", "float32")[0] == 0
+    said = []
+    for model in (run, run / "checkpoints" / "last.ckpt", run / "model", "merged"):
+        status, _, err = locus("eval", model, "--suite", "smallstar", "--limit", "2", "--out", f"out{len(said)}", "--max-new-tokens", "4")
+        assert status == 0, err
+        (answers,) = (tmp_path / f"out{len(said)}" / "smallstar").glob("*/answers.jsonl")
+        said.append([json.loads(line)["text"] for line in answers.read_text().splitlines()[1:]])
+    assert said[0] == said[1] == said[2] == said[3]
+
+
+@pytest.mark.parametrize("what", ["attention", "context", "grounding"])
+def test_analyses_write_figures(locus, tmp_path, what):
+    status, _, err = locus("analyze", what, "toy:llava", "--against", "toy:internvl", "--number", "3", "--out", "look")
+    assert status == 0, err
+    report = json.loads((tmp_path / "look" / f"{what}.json").read_text())
+    assert report["questions"] == 6
+    assert set(report["models"]) == {"toy:llava", "toy:internvl"}
+    assert all(path.stat().st_size > 5000 for path in (tmp_path / "look").glob("*.png"))
+    if what == "attention":
+        found = report["models"]["toy:llava"]
+        assert len(found["aib_by_layer"]) == 3
+        assert 0 < found["aib"] < 1
+        assert len(found["by_question"]) == 6
+
+
+def test_attention_in_box_is_logged_beside_cue_iou(locus, tmp_path):
+    callback = '[{"class_path": "locus_lightning.evaluation.callback.DownstreamAccuracy", "init_args": {"number": 2, "attention": 3}}]'
+    status, _, err = locus(
+        "fit", "--config", ROOT / "tests" / "configs" / "scenes_llava.yaml", "--trainer.max_steps=1", f"--trainer.callbacks={callback}"
+    )
+    assert status == 0, err
+    (summary,) = tmp_path.rglob("summary.json")
+    after = json.loads(summary.read_text())["after"]
+    assert 0 < after["eval/smallstar_aib"] < 1
+    assert "iou" in after
+
+
+@pytest.mark.skipif(PHOTOS is None, reason="no folder of photos beside the checkout")
+def test_questions_about_real_photos(locus, tmp_path):
+    """V*Bench's format, made from COCO's boxes."""
+    assert PHOTOS is not None
+    content = json.loads(next((PHOTOS / "annotations").glob("instances_val*.json")).read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    pictures = {image["id"]: image for image in content["images"]}
+    root, rows = tmp_path / "photos", []
+    root.mkdir()
+    for note in content["annotations"]:
+        image = pictures[note["image_id"]]
+        if len(rows) == 8 or note["iscrowd"] or note["area"] > 0.05 * image["width"] * image["height"]:
+            continue
+        i, wrong = len(rows), next(name for name in names.values() if name != names[note["category_id"]])
+        source = next(p for p in PHOTOS.rglob(image["file_name"]))
+        (root / f"{i}.jpg").symlink_to(Path(source).resolve())
+        (root / f"{i}.json").write_text(json.dumps({"target_object": [names[note["category_id"]]], "bbox": [note["bbox"]]}))
+        text = f"Which of these is in the picture?\n(A) {names[note['category_id']]}\n(B) {wrong}\nAnswer with the option's letter."
+        rows.append({"image": f"{i}.jpg", "text": text, "category": "direct_attributes", "question_id": i, "label": "A"})
+    (root / "test_questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(rows) == 8
+    assert locus("eval", "toy:llava_onevision", "--suite", "vstar", "--data", "photos", "--out", "out", "--max-new-tokens", "4")[0] == 0
+    status, _, err = locus("analyze", "attention", "toy:llava_onevision", "--against", "toy:qwen3_vl", "--suite", "photos", "--out", "look")
+    assert status == 0, err
+    report = json.loads((tmp_path / "look" / "attention.json").read_text())
+    assert report["questions"] == 8
