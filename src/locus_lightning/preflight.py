@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.callbacks.opening import asked, longest_prompts, meta_model, spread
+from locus_lightning.callbacks.opening import Opening, asked, longest_prompts, meta_model, spread
 from locus_lightning.callbacks.pictures import contact_sheet
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import ConfigError
@@ -72,7 +72,8 @@ def preflight_command(arguments: Sequence[str]) -> int:
         def before_fit(self) -> None:
             """All that `fit` refuses is refused here too."""
             super().before_fit()
-            self.trainer.callbacks.insert(0, probe)  # type: ignore[attr-defined]
+            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, Opening)]  # type: ignore[attr-defined]
+            self.trainer.callbacks = [probe, *others]  # type: ignore[attr-defined]
 
         def after_fit(self) -> None:
             """Instead of saving a model: the verdict."""
@@ -169,12 +170,7 @@ class Probe(L.Callback):
         self._watch(module)
 
     def _tell_model(self, backbone: HFBackbone) -> None:
-        convention = backbone.convention
-        self._console.print(
-            f"[bold]{backbone.checkpoint}[/bold]: {backbone.hf.config.model_type}, {type(backbone).__name__}; boxes are "
-            f"{convention.frame if convention else 'as the plugin says'}"
-            + ("" if convention is None or convention.confirmed else " (our choice: not confirmed by the model's authors)")
-        )
+        self._console.print(f"[bold]{backbone.checkpoint}[/bold]: {backbone.hf.config.model_type}, {type(backbone).__name__}")
         trained, every = (
             sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
             sum(p.numel() for p in meta_model(backbone).parameters()),
@@ -199,6 +195,9 @@ class Probe(L.Callback):
             completion = Completion(text, box, box is not None, truncated=False)
             groups.append(RolloutGroup(sample, prompt, (completion,), {}, (iou(box, sample.box) if box else 0.0,)))
             rows.append((sample, prompt, backbone.frame(sample).to_text(sample.box), groups[-1].rewards[0]))
+        known = backbone.convention is None or backbone.convention.confirmed
+        unit = backbone.frame(shown[0]).unit
+        self._console.print(f"boxes are written in {unit}" + ("" if known else " (our choice: not confirmed by the model's authors)"))
         self._console.print(f"\nprompt of {shown[0].id}, as the model reads it:", style="bold")
         self._console.print(spoken(backbone, rows[0][1]), markup=False, highlight=False)
         table = Table(title="true boxes, written in the model's frame and read back")
@@ -242,7 +241,8 @@ class Probe(L.Callback):
         if trainer.global_step and self._gauge is not None:
             self._measured["update"], self._gauge = self._gauge.stop(), None
             self.seconds = perf_counter() - self._started
-            self.phases = dict(getattr(pl_module, "seconds", {}))
+            known = {name: value for name, value in getattr(pl_module, "seconds", {}).items() if name != "update"}
+            self.phases = {**known, "update": self.seconds - sum(known.values())}
             states = [v for optimizer in trainer.optimizers for state in optimizer.state.values() for v in state.values()]
             self._measured["optimiser"] = sum(v.numel() * v.element_size() for v in states if isinstance(v, torch.Tensor))
 

@@ -214,8 +214,8 @@ def _nf4(source: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
 
 
 def quantised_linears(model: Any) -> list[str]:
-    """Names of the layers that hold 4-bit weights."""
-    return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+    """Names of the layers that hold 4-bit weights; peft's wrappers of the same name hold none."""
+    return [name for name, m in model.named_modules() if type(m).__name__ == "Linear4bit" and type(m).__module__.startswith("bitsandbytes")]
 
 
 def _report_quantised(model: Any) -> None:
