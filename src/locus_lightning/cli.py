@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from locus_lightning.errors import LocusError
 
@@ -44,6 +45,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+_SMALL = {
+    "preflight": "preflight:preflight_command",
+    "export": "export:export_command",
+    "eval": "evaluate:eval_command",
+    "analyze": "analyze:analyze_command",
+    "study": "study:study_command",
+    "plugins": "commands:plugins_command",
+    "backbones": "commands:backbones_command",
+    "data": "data_commands:data_command",
+    "smallstar": "data_commands:smallstar_command",
+    "toy": "commands:toy_command",
+}
+"""Command -> module and function, which takes the arguments and returns the exit status; imported when it is asked for."""
+
+_TRAINING = ("fit", "validate", "test", "predict")
+
+
 def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
@@ -52,51 +70,12 @@ def _dispatch(arguments: list[str]) -> None:
         from locus_lightning import __version__
 
         print(f"locus-lightning {__version__}")
-    elif command == "plugins":
-        from locus_lightning.commands import plugins_command
-
-        raise SystemExit(plugins_command(arguments[1:]))
-    elif command == "backbones":
-        from locus_lightning.commands import backbones_command
-
-        raise SystemExit(backbones_command(arguments[1:]))
-    elif command == "data":
-        from locus_lightning.data_commands import data_command
-
-        raise SystemExit(data_command(arguments[1:]))
-    elif command == "preflight":
-        from locus_lightning.preflight import preflight_command
-
-        raise SystemExit(preflight_command(arguments[1:]))
-    elif command == "export":
-        from locus_lightning.export import export_command
-
-        raise SystemExit(export_command(arguments[1:]))
-    elif command == "eval":
-        from locus_lightning.evaluate import eval_command
-
-        raise SystemExit(eval_command(arguments[1:]))
-    elif command == "analyze":
-        from locus_lightning.analyze import analyze_command
-
-        raise SystemExit(analyze_command(arguments[1:]))
-    elif command == "study":
-        from locus_lightning.study import study_command
-
-        raise SystemExit(study_command(arguments[1:]))
-    elif command == "smallstar":
-        from locus_lightning.data_commands import smallstar_command
-
-        raise SystemExit(smallstar_command(arguments[1:]))
-    elif command == "toy":
-        from locus_lightning.commands import toy_command
-
-        raise SystemExit(toy_command(arguments[1:]))
-    elif command in ("fit", "validate", "test", "predict"):
+    elif command in _SMALL:
+        module, _, function = _SMALL[command].partition(":")
+        raise SystemExit(getattr(import_module(f"locus_lightning.{module}"), function)(arguments[1:]))
+    elif command in _TRAINING:
         from locus_lightning.training_cli import run
 
         run(arguments)
     else:
-        raise LocusError(
-            f"there is no command {command!r}; choose fit, validate, test, predict, preflight, export, eval, analyze, study, plugins, backbones, data, smallstar or toy (locus --help)."
-        )
+        raise LocusError(f"there is no command {command!r}; choose {', '.join([*_TRAINING, *_SMALL])} (locus --help).")

@@ -87,6 +87,13 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
                 said[item.id] = row
                 file.write(json.dumps(row) + "\n")
             file.flush()
+    return _record(backbone, benchmark, items, said, about, folder, instruction)
+
+
+def _record(
+    backbone: HFBackbone, benchmark: Benchmark, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
+    folder: Path, instruction: str,
+) -> dict[str, Any]:  # fmt: skip
     texts = {item.id: str(said[item.id]["text"]) for item in items}
     scored = [Scored(item, texts[item.id], *benchmark.read(item, texts[item.id], backbone)) for item in items]
     first = benchmark.ask(items[0], backbone, instruction)
