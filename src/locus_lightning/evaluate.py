@@ -14,7 +14,9 @@ from rich.table import Table
 
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError
+from locus_lightning.evaluation.base import Benchmark
 from locus_lightning.evaluation.page import page
+from locus_lightning.evaluation.paper import ROWS
 from locus_lightning.evaluation.run import ANSWERS, Settings, difference, evaluate, limited
 from locus_lightning.evaluation.suites import SUITES
 from locus_lightning.runs import open_model
@@ -33,7 +35,8 @@ def eval_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--compare", metavar="MODEL", help="a second model: differences with bootstrap intervals, pictures of wins and losses"
     )
-    parser.add_argument("--suite", required=True, choices=list(SUITES), metavar="NAME", help=", ".join(SUITES))
+    parser.add_argument("--suite", required=True, choices=[*SUITES, "paper"], metavar="NAME",
+                        help=", ".join(SUITES) + "; or paper: all of the paper's whose files lie in folders under --data")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the dataset's own files; smallstar is made on the spot without it")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/eval"), metavar="FOLDER", help="answers, results and pages (default runs/eval)"
@@ -53,30 +56,72 @@ def eval_command(arguments: Sequence[str]) -> int:
     data = options.data
     if data is None:
         if options.suite != "smallstar":
-            raise ConfigError(f"--data is missing: {options.suite} is {SUITES[options.suite].where}.")
+            where = SUITES[options.suite].where if options.suite in SUITES else f"{', '.join(row.folder for row in ROWS if row.folder)}"
+            raise ConfigError(f"--data is missing: {options.suite} is {where}.")
         data = options.out / "smallstar-data"
         if not data.is_dir():
             write_smallstar(data)
     settings = Settings(options.max_new_tokens, options.think, options.batch_size, options.limit)
-    results, answers = [], []
-    for name in [options.model, *([options.compare] if options.compare else [])]:
-        benchmark = SUITES[options.suite](data.expanduser())
-        folder = options.out / options.suite / (re.sub(r"[^\w.-]+", "_", name).strip("_") or "model")
-        backbone = open_model(name, options.dtype)
-        results.append(evaluate(backbone, name, benchmark, folder, settings))
-        lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()[1:]]
-        answers.append({str(row["id"]): row for row in lines})
-        del backbone
+    names = [options.model, *([options.compare] if options.compare else [])]
+    if options.suite == "paper":
+        tell_paper(options, names, settings)
+        return 0
+    results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options.dtype)
+    folder = options.out / options.suite / _plain(names[-1])
     gains = difference(results[0], results[1]) if len(results) == 2 else {}
+    benchmark = SUITES[options.suite](data.expanduser())
     items = limited(benchmark.load(), settings.limit)
     where = folder / ("compare.html" if gains else "page.html")
-    benchmark.malformed = results[-1]["malformed"]
     where.write_text(page(benchmark, items, results, gains, answers, options.pictures))
     if gains:
         (folder / "compare.json").write_text(json.dumps({"against": options.model, "difference": gains}, indent=1) + "\n")
     tell(options.suite, results, gains)
     print(f"answers, result.json and {where.name}: {folder}")
     return 0
+
+
+def _plain(name: str) -> str:
+    """A model's name as a folder's."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
+
+
+def ask(names: Sequence[str], kind: type[Benchmark], data: Path, out: Path, settings: Settings, dtype: str) -> tuple[list[Any], list[Any]]:
+    """Every model's result, and its answers by question."""
+    results, answers = [], []
+    for name in names:
+        folder = out / _plain(name)
+        backbone = open_model(name, dtype)
+        results.append(evaluate(backbone, name, kind(data), folder, settings))
+        lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()[1:]]
+        answers.append({str(row["id"]): row for row in lines})
+        del backbone
+    return results, answers
+
+
+def tell_paper(options: argparse.Namespace, names: Sequence[str], settings: Settings) -> None:
+    """The paper's benchmarks whose files are there, our figures beside the paper's; what is missing, and where it is to be had."""
+    table = Table(title="percent; the paper's are Qwen2.5-VL-7B's, base and trained")
+    for title in ("benchmark", "paper, base", "paper, LOCUS", *names):
+        table.add_column(title, overflow="fold")
+    missing, report = [], {}
+    for row in ROWS:
+        cells = ["", *[""] * (len(names) - 1)]
+        if row.task:
+            missing.append(f"{row.label}: not run here; lmms-eval's task {row.task}")
+        elif not (options.data / row.folder).is_dir():
+            missing.append(f"{row.label}: {options.data / row.folder} is not there; {SUITES[row.suite].where}")
+        else:
+            kind, out = SUITES[row.suite], options.out / "paper" / row.folder
+            results, _ = ask(names, kind, options.data / row.folder, out, settings, options.dtype)
+            report[row.label] = {result["model"]: result["figures"]["score"] for result in results}
+            cells = [f"{100 * result['figures']['score']:.1f}" for result in results]
+        table.add_row(row.label, f"{row.base:.1f}", f"{row.trained:.1f}", *cells)
+    if not report:
+        raise ConfigError(f"{options.data} holds none of {', '.join(sorted({row.folder for row in ROWS if row.folder}))}; {missing[0]}.")
+    (options.out / "paper" / "paper.json").write_text(json.dumps(report, indent=1) + "\n")
+    Console().print(table)
+    print(*missing, sep="\n")
+    print(f"paper.json: {options.out / 'paper'}")
 
 
 def tell(suite: str, results: Sequence[dict[str, Any]], gains: dict[str, tuple[float, float, float]]) -> None:

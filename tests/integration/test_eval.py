@@ -40,6 +40,17 @@ def test_a_run_its_model_and_its_adapter_say_the_same(locus, tmp_path):
     assert said[0] == said[1] == said[2] == said[3]
 
 
+def test_the_papers_benchmarks_that_are_there_stand_beside_its_figures(locus, tmp_path):
+    assert locus("smallstar", "root/vstar_bench", "--number", "2")[0] == 0
+    status, out, err = locus("eval", "toy:llava", "--suite", "paper", "--data", "root", "--out", "out", "--max-new-tokens", "4")
+    assert status == 0, err
+    assert "87.4" in out
+    assert "hr_bench_8k is not there; DreamMr/HR-Bench" in out.replace("\n", " ")
+    assert "lmms-eval's task mmstar" in out
+    assert set(json.loads((tmp_path / "out" / "paper" / "paper.json").read_text())) == {"V*Bench"}
+    assert locus("eval", "toy:llava", "--suite", "paper", "--data", "out")[0] == 2
+
+
 @pytest.mark.parametrize("what", ["attention", "context", "grounding"])
 def test_analyses_write_figures(locus, tmp_path, what):
     status, _, err = locus("analyze", what, "toy:llava", "--against", "toy:internvl", "--number", "3", "--out", "look")
