@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.callbacks.opening import Opening, asked, longest_prompts, meta_model, spread
+from locus_lightning.callbacks.opening import Opening, computed, longest_prompts, meta_model, spread
 from locus_lightning.callbacks.pictures import contact_sheet
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import ConfigError
@@ -249,7 +249,8 @@ class Probe(L.Callback):
     def verdict(self) -> None:
         """Memory by component against the card, seconds a step, time for the run."""
         backbone = self.module.backbone
-        computed = memory.estimate(memory.sizes(meta_model(backbone)), asked(self.module, self.prompt))
+        found_by_sum = computed(self.module, self.prompt)
+        guess = defaultdict(float, found_by_sum or {})
         weights = _bytes(p for n, p in backbone.model.named_parameters() if "lora_" not in n) + _quantisation(backbone.model)
         adapters = _bytes(p for n, p in backbone.model.named_parameters() if "lora_" in n)
         reference = 0 if backbone.reference is None else _bytes(set(backbone.reference.parameters()) - set(backbone.model.parameters()))
@@ -257,31 +258,33 @@ class Probe(L.Callback):
         update = max(0, self._measured["update"] - optimiser)
         resident = weights + adapters + reference + optimiser
         rows: list[tuple[str, float, float | None]] = [
-            ("weights", computed["weights"], weights),
-            ("adapters", computed["adapters"], adapters),
-            ("reference copy", computed["reference"], reference),
-            ("optimiser", computed["optimiser"], optimiser),
-            ("rollout: vision tower", computed["tower"], None),
-            ("rollout: cache", computed["cache"], None),
-            ("rollout: sampling", computed["sampling"], None),
-            ("rollout, the larger", max(computed["tower"], computed["cache"] + computed["sampling"]), self._measured.get("rollout")),
-            ("update: gradients", computed["gradients"], None),
-            ("update: activations", computed["activations"], None),
-            ("update: logits", computed["logits"], None),
-            ("update together", computed["gradients"] + computed["activations"] + computed["logits"], update),
-            ("peak", computed["peak"], resident + max(update, self._measured.get("rollout", 0))),
+            ("weights", guess["weights"], weights),
+            ("adapters", guess["adapters"], adapters),
+            ("reference copy", guess["reference"], reference),
+            ("optimiser", guess["optimiser"], optimiser),
+            ("rollout: vision tower", guess["tower"], None),
+            ("rollout: cache", guess["cache"], None),
+            ("rollout: sampling", guess["sampling"], None),
+            ("rollout, the larger", max(guess["tower"], guess["cache"] + guess["sampling"]), self._measured.get("rollout")),
+            ("update: gradients", guess["gradients"], None),
+            ("update: activations", guess["activations"], None),
+            ("update: logits", guess["logits"], None),
+            ("update together", guess["gradients"] + guess["activations"] + guess["logits"], update),
+            ("peak", guess["peak"], resident + max(update, self._measured.get("rollout", 0))),
         ]
-        unit, scale = ("GiB", memory.GIB) if computed["peak"] >= memory.GIB / 4 else ("MiB", 2**20)
+        unit, scale = ("GiB", memory.GIB) if guess["peak"] >= memory.GIB / 4 else ("MiB", 2**20)
         table = Table(title=f"memory, {unit}" + ("" if torch.cuda.is_available() else " (CPU)"))
         for title in ("component", "computed", "measured"):
             table.add_column(title, justify="left" if title == "component" else "right")
-        for name, guess, found in rows:
+        for name, stated, found in rows:
             style = "bold" if name in ("peak", "rollout, the larger", "update together") else None
-            table.add_row(name, f"{guess / scale:.2f}", "" if found is None else f"{found / scale:.2f}", style=style)
+            table.add_row(
+                name, f"{stated / scale:.2f}" if found_by_sum else "", "" if found is None else f"{found / scale:.2f}", style=style
+            )
         if self.card:
             table.add_row("card", f"{self.card * memory.GIB / scale:.1f}", "", style="bold")
         self._console.print(table)
-        self.report["memory_bytes"] = {name: {"computed": round(guess), "measured": found} for name, guess, found in rows}
+        self.report["memory_bytes"] = {name: {"computed": round(stated), "measured": found} for name, stated, found in rows}
         self._tell_time()
         peak = rows[-1][2] or 0.0
         self.too_big = bool(self.card and peak > self.card * memory.GIB)

@@ -38,12 +38,14 @@ class Opening(L.Callback):
             return
         length, _, sample = longest[0]
         (prompt,) = backbone.prompts([sample])
-        found = memory.estimate(memory.sizes(meta_model(backbone)), asked(pl_module, prompt))
+        found = computed(pl_module, prompt)
         trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+        log.info("%s parameters train; the longest of %d prompts looked at has %s tokens.", f"{trained:,}", self.looked_at, f"{length:,}")
+        if found is None:
+            return
         unit, scale = ("GiB", memory.GIB) if found["peak"] >= memory.GIB / 4 else ("MiB", 2**20)
         parts = ", ".join(f"{name} {found[name] / scale:.1f}" for name in ("weights", "optimiser", "rollout", "update"))
         card = f" of {torch.cuda.get_device_properties(0).total_memory / memory.GIB:.0f} GiB" if torch.cuda.is_available() else ""
-        log.info("%s parameters train; the longest of %d prompts looked at has %s tokens.", f"{trained:,}", self.looked_at, f"{length:,}")
         log.info("memory, computed: peak %.1f %s%s (%s).", found["peak"] / scale, unit, card, parts)
 
 
@@ -68,7 +70,16 @@ def meta_model(backbone: HFBackbone) -> Any:
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(backbone.hf.config)
+        return AutoModelForImageTextToText.from_config(backbone.hf.config, trust_remote_code=backbone.trust_remote_code)
+
+
+def computed(module: Any, prompt: Prompt) -> dict[str, float] | None:
+    """What :func:`memory.estimate` says of a module; None for an architecture that does not name its sizes as others do."""
+    try:
+        return memory.estimate(memory.sizes(meta_model(module.backbone)), asked(module, prompt))
+    except (AttributeError, TypeError, ValueError, KeyError) as cause:
+        log.info("memory cannot be computed for this architecture (%s: %s); `locus preflight` measures it.", type(cause).__name__, cause)
+        return None
 
 
 def asked(module: Any, prompt: Prompt) -> memory.Load:
