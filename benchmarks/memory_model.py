@@ -17,7 +17,7 @@ import torch
 from checkpoints import llava_tiny, qwen_tiny
 from PIL import Image
 
-from locus_lightning.backbones import memory
+from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
@@ -67,7 +67,7 @@ def row(name, kind, where, rank, checkpointing, packed, options) -> None:  # typ
         prompt=len(prompts[0].ids_P), completion=options.completion, group=options.group, micro_batch=1, decoded=1, weight_bytes=4,
         nf4=False, rank=rank, checkpointing=checkpointing, packed=packed,
     )  # fmt: skip
-    found = memory.estimate(memory.sizes(memory.skeleton(str(where))), load)
+    found = memory.estimate(memory.sizes(loading.skeleton(backbone.hf.config)), load)
     computed = found["gradients"] + found["activations"] + found["logits"]
     print(
         f"| {name} | {f'LoRA r={rank}' if rank else 'all'} | {'yes' if checkpointing else 'no'} | {'yes' if packed else 'no'} "

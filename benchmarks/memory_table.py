@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from transformers import AutoModelForImageTextToText, logging
+from transformers import logging
 
-from locus_lightning.backbones import memory
+from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.toy.llava import llava, llava_onevision
 from locus_lightning.backbones.toy.qwen import qwen2_5_vl, qwen3_vl
 
@@ -33,8 +32,7 @@ def shape(build: Any, text: dict[str, Any], vision: dict[str, Any], **top: Any) 
     if getattr(config.text_config, "layer_types", None):
         config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
     config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
-    with torch.device("meta"):
-        return memory.sizes(AutoModelForImageTextToText.from_config(config))
+    return memory.sizes(loading.skeleton(config))
 
 
 def models() -> dict[str, memory.Sizes]:

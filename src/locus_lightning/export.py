@@ -87,10 +87,7 @@ def picture() -> Question:
 @torch.no_grad()
 def next_token(backbone: HFBackbone, prompt: Prompt) -> Tensor:
     """Log-probabilities (V,) of what follows a prompt, adapters on."""
-    positions = prompt.positions_P if prompt.positions_P.shape[0] == 1 else prompt.positions_P[:, None]
-    features = [image for images in backbone.features_of([prompt]) for image in images]
-    hidden = backbone.hidden(prompt.ids_P[None], torch.ones_like(prompt.ids_P)[None], positions, features)
-    return backbone.hf.get_output_embeddings()(hidden[0, -1]).float().log_softmax(-1).cpu()
+    return backbone.hf.get_output_embeddings()(backbone.last_hidden(prompt)).float().log_softmax(-1).cpu()
 
 
 @torch.no_grad()

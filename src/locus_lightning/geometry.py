@@ -72,9 +72,9 @@ def giou(a: Box, b: Box) -> float:
 
 def trivial_boxes(size: Size) -> dict[str, Box]:
     """Boxes that need no looking: the floor any model has to beat."""
-    w, h = float(size[0]), float(size[1])
+    w, h = size
     centres = {f"centre {s:g}": (w * (1 - s) / 2, h * (1 - s) / 2, w * (1 + s) / 2, h * (1 + s) / 2) for s in (0.1, 0.25, 0.5)}
-    return {"whole image": (0.0, 0.0, w, h), **centres}
+    return {"whole image": whole(size), **centres}
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,11 @@ class BoxFrame:
         x1, y1 = min(x1, self.extent[0] - step), min(y1, self.extent[1] - step)
         x2, y2 = max(x2, x1 + step), max(y2, y1 + step)
         return "[" + ", ".join(f"{v:.{self.decimals}f}" for v in (x1, y1, x2, y2)) + "]"
+
+
+def whole(size: Size) -> Box:
+    """The box of a whole image."""
+    return (0.0, 0.0, float(size[0]), float(size[1]))
 
 
 def raster(rows: int, columns: int, extent: Box) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from locus_lightning import collection
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.collection import MicroBatch, Split
-from locus_lightning.data.source import CueBatch, CueKey
+from locus_lightning.data.source import CueBatch, CueKey, spread
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import constant_groups, weight_total
 from locus_lightning.objectives.base import Objective
@@ -246,7 +246,7 @@ class LocusModule(CueModule):
     def _keep_to_budget(self, budget: int) -> None:
         """Lower the micro-batch, and raise the trainer's accumulation, until the longest prompts seen keep to the budget."""
         data = self.trainer.datamodule.datasets["train"]  # type: ignore[attr-defined]
-        looked_at = sorted({round(i * (len(data) - 1) / (_LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
+        looked_at = spread(len(data), _LOOKED_AT)
         longest = max(self.backbone.prompt_length(data[CueKey(0, i)]) for i in looked_at)
         group = self.backbone.row_tokens(longest, self.group_size, self.sampling.max_new_tokens)
         fits = max(1, budget // group)

@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.callbacks.opening import Opening, computed, longest_prompts, meta_model, spread
+from locus_lightning.callbacks.opening import Opening, computed, longest_prompts
 from locus_lightning.callbacks.pictures import contact_sheet
-from locus_lightning.data.source import CueDataset, CueKey
+from locus_lightning.data.source import CueDataset, CueKey, spread
 from locus_lightning.errors import ConfigError
 from locus_lightning.geometry import iou
 from locus_lightning.module import LocusModule
@@ -173,7 +173,7 @@ class Probe(L.Callback):
         self._console.print(f"[bold]{backbone.checkpoint}[/bold]: {backbone.hf.config.model_type}, {type(backbone).__name__}")
         trained, every = (
             sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
-            sum(p.numel() for p in meta_model(backbone).parameters()),
+            sum(p.numel() for p in loading.skeleton(backbone.hf.config, backbone.trust_remote_code).parameters()),
         )
         self.report |= {"trained_parameters": trained, "parameters": every}
         self._console.print(
@@ -272,7 +272,7 @@ class Probe(L.Callback):
             ("update together", guess["gradients"] + guess["activations"] + guess["logits"], update),
             ("peak", guess["peak"], resident + max(update, self._measured.get("rollout", 0))),
         ]
-        unit, scale = ("GiB", memory.GIB) if guess["peak"] >= memory.GIB / 4 else ("MiB", 2**20)
+        unit, scale = memory.in_unit(guess["peak"])
         table = Table(title=f"memory, {unit}" + ("" if torch.cuda.is_available() else " (CPU)"))
         for title in ("component", "computed", "measured"):
             table.add_column(title, justify="left" if title == "component" else "right")
@@ -316,13 +316,6 @@ def spoken(backbone: HFBackbone, prompt: Prompt) -> str:
     images, decode = set(backbone.banned_ids), backbone.processor.tokenizer.decode
     runs = groupby(prompt.ids_P.tolist(), key=lambda i: i in images)
     return "".join(f"⟨image: {len(list(ids))} tokens⟩" if image else decode(list(ids)) for image, ids in runs)
-
-
-def _skeleton(backbone: HFBackbone) -> Any:
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(backbone.hf.config)
 
 
 def _bytes(parameters: Any) -> int:

@@ -16,7 +16,7 @@ from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Scored, extract_yes_no
 from locus_lightning.evaluation.page import page
 from locus_lightning.evaluation.run import ANSWERS, RESULT, Settings, difference, evaluate
-from locus_lightning.evaluation.suites import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar
+from locus_lightning.evaluation.suites import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
 from locus_lightning.response import payload
 
 
@@ -96,6 +96,31 @@ def test_cvbench_is_the_mean_of_2d_over_its_sources_and_3d(tmp_path):
     assert figures["2D"] == pytest.approx((1.0 + 0.5) / 2)
     assert figures["score"] == pytest.approx((0.75 + 0.0) / 2)
     assert figures["Count"] == 1
+
+
+@pytest.mark.parametrize("layout", ["A. {}", "A) {}", "(A) {}"])
+def test_zoombench_asks_its_multiple_choice_questions(tmp_path, layout):
+    def listed(*options):
+        return "".join(f"\n{layout.replace('A', letter, 1).format(option)}" for letter, option in zip("ABCD", options, strict=False))
+
+    picture = {"bytes": jpeg(), "path": None}
+    row = {"id": "0", "query": "<image>What is on the sign?" + listed("a fox", "a cat", "a dog"), "response": "B", "question_type": "mcq",
+           "image": picture, "crop_image": picture, "bbox": [1, 2, 30, 40], "category": "OCR"}  # fmt: skip
+    rows = [row, {**row, "id": "1", "response": "(C) a dog", "bbox": [5, 5, 5, 9]}, {**row, "id": "2", "response": "D"},
+            {**row, "id": "3", "query": "How many?", "response": "4", "question_type": "oq"}, {**row, "id": "4", "query": "Which?"}]  # fmt: skip
+    table(tmp_path / "test.parquet", rows)
+    benchmark = ZoomBench(tmp_path)
+    items = benchmark.load()
+    assert [(i.id, i.label, i.kind) for i in items] == [("0", "B", "OCR"), ("1", "C", "OCR")]
+    assert items[0].options == {"A": "a fox", "B": "a cat", "C": "a dog"}
+    assert items[0].boxes == ((1.0, 2.0, 30.0, 40.0),)
+    assert items[1].boxes == (), "an empty box is none"
+    assert items[0].text.startswith("What is on the sign?")
+    assert items[0].text.count("a cat") == 1
+    assert len(benchmark.malformed) == 2, "an answer that is no option, and a question without options; the open one is left out by rule"
+    assert benchmark.read(items[0], "The answer is b", None) == ("B", 1.0)
+    assert benchmark.read(items[0], "<think>A</think><answer>a cat</answer>", None) == ("B", 1.0)
+    assert benchmark.read(items[0], "a fox or a cat", None) == (None, 0.0)
 
 
 def test_pope_gives_accuracy_and_f1(tmp_path):

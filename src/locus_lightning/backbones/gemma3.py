@@ -8,7 +8,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.geometry import BoxFrame, raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
@@ -37,4 +37,4 @@ class Gemma3Backbone(HFBackbone):
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over the image."""
         count = round(self.hf.config.mm_tokens_per_image**0.5)
-        return raster(count, count, (0.0, 0.0, float(size[0]), float(size[1])))
+        return raster(count, count, whole(size))

@@ -116,9 +116,6 @@ class GenericBackbone(HFBackbone):
         inputs = self._process([text], images)
         vision = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         theirs = self.hf(**vision, use_cache=False).logits[0, -1].double().log_softmax(-1)
-        (prompt,) = self._with_features([self._prompt(text, inputs)])
-        features = [image for images in self.features_of([prompt]) for image in images]
-        positions = prompt.positions_P if prompt.positions_P.shape[0] == 1 else prompt.positions_P[:, None]
-        hidden = self.hidden(prompt.ids_P[None], torch.ones_like(prompt.ids_P)[None], positions, features)
-        ours = self.hf.get_output_embeddings()(hidden[0, -1]).double().log_softmax(-1)
+        hidden_D = self.last_hidden(self._prompt(text, inputs))
+        ours = self.hf.get_output_embeddings()(hidden_D).double().log_softmax(-1)
         return float((theirs - ours).abs().max())

@@ -31,7 +31,7 @@ from locus_lightning.types import CueSample, Prompt, Question, Size
 
 log = logging.getLogger(__name__)
 
-_TOWER_PROMPTS = 16
+TOWER_PROMPTS = 16
 """Prompts whose images go through the frozen tower at a time."""
 
 _MARK = "\x00"
@@ -40,7 +40,7 @@ _MARK = "\x00"
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor gives for tokens, not for images."""
 
-_CHUNK = 1024
+CHUNK = 1024
 """Positions whose logits exist at a time; more are recomputed in the backward pass."""
 
 
@@ -231,7 +231,7 @@ class HFBackbone(Backbone):
         if self._vision_moves:
             return prompts
         with torch.no_grad():
-            parts = [prompts[i : i + _TOWER_PROMPTS] for i in range(0, len(prompts), _TOWER_PROMPTS)]
+            parts = [prompts[i : i + TOWER_PROMPTS] for i in range(0, len(prompts), TOWER_PROMPTS)]
             return [self._seen(p, features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
 
     @staticmethod
@@ -353,7 +353,7 @@ class HFBackbone(Backbone):
 
     def image_tokens(self, prompt: Prompt) -> Tensor:
         """Positions (N,) of a prompt's image tokens."""
-        return torch.isin(prompt.ids_P, torch.tensor(self.banned_ids, device=prompt.ids_P.device)).nonzero()[:, 0]
+        return torch.isin(prompt.ids_P, self._banned(prompt.ids_P.device)).nonzero()[:, 0]
 
     # ---- forward passes ------------------------------------------------------------------------------------------
 
@@ -378,6 +378,17 @@ class HFBackbone(Backbone):
             **self.further_inputs(ids_RS, bool(features)),
         )
         return out.last_hidden_state
+
+    def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
+        """Last hidden state (D,) of one prompt, with the words ``after`` behind it: what the next token is predicted from."""
+        said = self.processor.tokenizer(after, add_special_tokens=False).input_ids
+        said_T = torch.tensor(said, dtype=torch.long, device=self.device)
+        ids_P = torch.cat([prompt.ids_P, said_T])
+        more = prompt.next_position + torch.arange(len(said), device=self.device)
+        positions = torch.cat([prompt.positions_P, more.expand(prompt.positions_P.shape[0], -1)], dim=1)
+        features = [image for images in self.features_of([prompt]) for image in images]
+        mask = torch.ones_like(ids_P)[None]
+        return self.hidden(ids_P[None], mask, positions if len(positions) == 1 else positions[:, None], features)[0, -1]
 
     def image_outputs(self, features: Sequence[Tensor]) -> Any:
         """Features as the model's own vision side would hand them to its language model."""
@@ -424,7 +435,7 @@ class HFBackbone(Backbone):
             hidden_ND = hidden.flatten(0, 1)[rows.source_N]
             pieces = [
                 self._token_logps(h, t, temperature, reference)
-                for h, t in zip(hidden_ND.split(_CHUNK), rows.target_N.split(_CHUNK), strict=True)
+                for h, t in zip(hidden_ND.split(CHUNK), rows.target_N.split(CHUNK), strict=True)
             ]
         logps_N, entropy_N = (torch.cat(column) for column in zip(*pieces, strict=True))
         blank = logps_N.new_zeros(rows.shape).flatten()

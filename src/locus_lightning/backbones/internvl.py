@@ -10,7 +10,7 @@ from torch import Tensor
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.geometry import BoxFrame, raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
@@ -53,6 +53,5 @@ class InternVLBackbone(HFBackbone):
             (size[1], size[0]), (images.size["height"], images.size["width"]), images.min_patches, images.max_patches
         )
         count = round(self.processor.image_seq_length**0.5)
-        whole = (0.0, 0.0, float(size[0]), float(size[1]))
-        tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, whole).tolist())]
-        return torch.cat([*tiles, raster(count, count, whole)] if rows * columns > 1 else tiles)
+        tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, whole(size)).tolist())]
+        return torch.cat([*tiles, raster(count, count, whole(size))] if rows * columns > 1 else tiles)

@@ -189,21 +189,26 @@ def vision_parameters(model: Any) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in language]
 
 
-def _language_linears(model: Any, kind: str = "") -> list[str]:
-    """Names of the linear layers inside the language model; of one class (by its name) where ``kind`` says so."""
+def _language_linears(model: Any) -> list[str]:
     inside = {id(module) for module in language_model(model).modules()}
-    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear) and kind in ("", type(m).__name__)]
+    return [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
+
+
+def skeleton(config: Any, trust_remote_code: bool = False) -> Any:
+    """A config's model on the meta device: names and shapes, no memory, nothing quantised."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _nf4(source: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """NF4 for the language model's linears only: every other linear is skipped by its full name."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    keep = set(_language_linears(skeleton))
-    skip = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear) and name not in keep]
+    shape = skeleton(config_of(source, trust_remote_code), trust_remote_code)
+    keep = set(_language_linears(shape))
+    skip = [name for name, module in shape.named_modules() if isinstance(module, nn.Linear) and name not in keep]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -220,7 +225,7 @@ def quantised_linears(model: Any) -> list[str]:
 
 def _report_quantised(model: Any) -> None:
     names = quantised_linears(model)
-    inside = set(_language_linears(model, "Linear4bit"))
+    inside = set(_language_linears(model))
     outside = [name for name in names if name not in inside]
     if not names or outside:
         raise CheckpointError(

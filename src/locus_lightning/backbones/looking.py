@@ -82,20 +82,14 @@ def look(backbone: HFBackbone, question: Question, after: str = "") -> Looking:
     Raises:
         ConfigError: the family does not say where its image tokens look.
     """
-    (seen,) = backbone.prompts([question])
-    cells = backbone.image_cells(seen, question.image.size)
-    tokens = backbone.image_tokens(seen)
+    (prompt,) = backbone.prompts([question])
+    cells = backbone.image_cells(prompt, question.image.size)
+    tokens = backbone.image_tokens(prompt)
     if len(cells) != len(tokens):
         raise RuntimeError(f"{type(backbone).__name__}: {len(tokens)} image tokens and {len(cells)} cells")
-    (prompt,) = backbone.encode([question])
-    said = torch.tensor(backbone.processor.tokenizer(after, add_special_tokens=False).input_ids, dtype=torch.long, device=backbone.device)
-    ids_P = torch.cat([prompt.ids_P, said])
-    more = prompt.next_position + torch.arange(len(said), device=backbone.device)
-    positions = torch.cat([prompt.positions_P, more.expand(prompt.positions_P.shape[0], -1)], dim=1)
-    features = [image for images in backbone.features_of([prompt]) for image in images]
     layers = attention_layers(backbone)
     with attention.watch(layers) as watched:
-        backbone.hidden(ids_P[None], torch.ones_like(ids_P)[None], positions if len(positions) == 1 else positions[:, None], features)
+        backbone.last_hidden(prompt, after)
     weights = torch.stack([watched.found[i][0, tokens] for i in range(len(layers))])
     return Looking(weights.cpu(), cells, question.image.size)
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from locus_lightning.backbones import loading
+from locus_lightning.backbones.hf import CHUNK, TOWER_PROMPTS
 
 GIB = 2**30
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: a code, a byte of scale for 64 weights, 4 bytes of its own scale for 256 such."""
-
-_CHUNK = 1024  # as hf.py: positions whose logits exist at a time
-_TOWER_PROMPTS = 16  # likewise: prompts that go through the frozen tower together
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,7 @@ class Load:
         decoded: prompts decoded together.
         weight_bytes: of a weight that is not quantised.
         nf4: 4-bit linears.
-        rank: of LoRA; 0: all weights of the language model train.
-        targets: names of layers with adapters; None: all linears.
+        rank: of LoRA on all linears; 0: all weights of the language model train.
         checkpointing: activations of a layer are recomputed.
         packed: completions share their prompt in an update pass.
         vision_trains: vision weights train too.
@@ -75,7 +71,6 @@ class Load:
     weight_bytes: int = 2
     nf4: bool = True
     rank: int = 64
-    targets: tuple[str, ...] | None = None
     checkpointing: bool = True
     packed: bool = True
     vision_trains: bool = False
@@ -85,17 +80,8 @@ class Load:
     pixels: int = 3 * 14 * 14
 
 
-def skeleton(checkpoint: str, trust_remote_code: bool = False) -> nn.Module:
-    """The model on the meta device: shapes, no memory."""
-    from transformers import AutoModelForImageTextToText
-
-    config = loading.config_of(checkpoint, trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
-
-
 def sizes(model: Any) -> Sizes:
-    """Of a model, on any device; quantised weights cannot be counted, so take :func:`skeleton` for those."""
+    """Of a model, on any device; quantised weights cannot be counted, so take ``loading.skeleton`` for those."""
     text = model.config.get_text_config()
     language = loading.language_model(model)
     linears = tuple((m.in_features, m.out_features) for m in language.modules() if isinstance(m, nn.Linear))
@@ -119,31 +105,30 @@ def sizes(model: Any) -> Sizes:
     )
 
 
-def trained(model: Sizes, load: Load) -> int:
-    """Parameters that the optimiser holds; adapters on all linears where their names are not known."""
-    language = sum(load.rank * (i + o) for i, o in model.linears) if load.rank else sum(i * o for i, o in model.linears) + model.other
-    return language + (model.vision if load.vision_trains else 0)
+def in_unit(most: float) -> tuple[str, int]:
+    """(name, bytes) of the unit that suits figures up to ``most`` bytes."""
+    return ("GiB", GIB) if most >= GIB / 4 else ("MiB", 2**20)
 
 
 def estimate(model: Sizes, load: Load) -> dict[str, float]:
     """Bytes by component, ``rollout`` and ``update`` the peaks of the two phases, ``peak`` the larger."""
     b, linear = load.weight_bytes, sum(i * o for i, o in model.linears)
+    adapters = sum(load.rank * (i + o) for i, o in model.linears)
+    count = (adapters if load.rank else linear + model.other) + (model.vision if load.vision_trains else 0)
     parts: dict[str, float] = {"weights": linear * (_NF4 if load.nf4 else b) + (model.other + model.vision) * b}
-    count = trained(model, load)
-    adapter_bytes = 4 if load.rank else 0
-    parts["adapters"] = float(adapter_bytes * sum(load.rank * (i + o) for i, o in model.linears))
+    parts["adapters"] = 4.0 * adapters
     parts["reference"] = float((linear + model.other) * b if load.reference and not load.rank else 0)
     parts["gradients"] = float(count * (4 if load.rank else b))
     parts["optimiser"] = float(count * load.optimizer_bytes)
     parts["cache"] = float(_cache(model, load))
     rows = load.decoded * load.group
-    together = min(_TOWER_PROMPTS, load.decoded) * load.patches
+    together = min(TOWER_PROMPTS, load.decoded) * load.patches
     one_layer = 6 * model.vision_hidden + 2 * model.vision_intermediate
     parts["tower"] = float(together * (one_layer * b + load.pixels * (4 + b)))  # pixels as they come, and in the weights' type
     parts["sampling"] = rows * model.vocabulary * 4.0 * 3
     parts["activations"] = float(_activations(model, load))
     tokens = load.micro_batch * load.group * load.completion
-    parts["logits"] = min(_CHUNK, tokens) * model.vocabulary * 4.0 * 4
+    parts["logits"] = min(CHUNK, tokens) * model.vocabulary * 4.0 * 4
     resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser"))
     parts["rollout"] = resident + max(parts["tower"], parts["cache"] + parts["sampling"])
     parts["update"] = resident + parts["gradients"] + parts["activations"] + parts["logits"]

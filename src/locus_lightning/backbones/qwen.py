@@ -10,7 +10,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.geometry import raster
+from locus_lightning.geometry import raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
@@ -77,4 +77,4 @@ class QwenVLBackbone(HFBackbone):
         """A grid over the image; a token is a square of merged patches."""
         _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
         merge = self.processor.image_processor.merge_size
-        return raster(rows // merge, columns // merge, (0.0, 0.0, float(size[0]), float(size[1])))
+        return raster(rows // merge, columns // merge, whole(size))

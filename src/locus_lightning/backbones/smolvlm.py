@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.geometry import BoxFrame, raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
@@ -66,7 +66,6 @@ class SmolVLMBackbone(HFBackbone):
         text = self.processor.tokenizer.decode(prompt.ids_P)
         marks = [(int(row), int(column)) for row, column in re.findall(r"<row_(\d+)_col_(\d+)>", text)]
         count = round(self.processor.image_seq_len**0.5)
-        whole = (0.0, 0.0, float(size[0]), float(size[1]))
         rows, columns = (max(k) for k in zip(*marks, strict=True)) if marks else (0, 0)
-        boxes = raster(rows, columns, whole).tolist() if marks else []
-        return torch.cat([*(raster(count, count, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes), raster(count, count, whole)])
+        boxes = raster(rows, columns, whole(size)).tolist() if marks else []
+        return torch.cat([*(raster(count, count, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes), raster(count, count, whole(size))])

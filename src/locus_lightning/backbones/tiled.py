@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame, raster
+from locus_lightning.geometry import BoxFrame, raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 
@@ -71,15 +71,14 @@ class TiledLlavaBackbone(HFBackbone):
 
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over the image, then the finer grid of its tiles, whose rows end in a token that stands for nothing."""
-        whole = (0.0, 0.0, float(size[0]), float(size[1]))
         config = self.hf.config.vision_config
         base = config.image_size // config.patch_size
         rest = len(self.image_tokens(prompt)) - base**2
         rows, columns = self._tile_grid(size, base)
         if rows * (columns + 1) != rest:
             raise ConfigError(f"{type(self).__name__}: {rest} tile tokens of an image of {size} are no grid of {rows} x {columns}.")
-        tiles = raster(rows, columns, whole).view(rows, columns, 4)
-        return torch.cat([raster(base, base, whole), torch.cat([tiles, tiles.new_zeros(rows, 1, 4)], dim=1).flatten(0, 1)])
+        tiles = raster(rows, columns, whole(size)).view(rows, columns, 4)
+        return torch.cat([raster(base, base, whole(size)), torch.cat([tiles, tiles.new_zeros(rows, 1, 4)], dim=1).flatten(0, 1)])
 
     def _tile_grid(self, size: Size, base: int) -> tuple[int, int]:
         """(rows, columns) of the tiles' tokens, padding cut off, as the processor counts them."""

@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from locus_lightning.backbones import memory
+from locus_lightning.backbones import loading, memory
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.data.source import CueDataset, CueKey
+from locus_lightning.data.source import CueDataset, CueKey, spread
 from locus_lightning.module import LocusModule
 from locus_lightning.types import CueSample, Prompt
 
@@ -43,7 +43,7 @@ class Opening(L.Callback):
         log.info("%s parameters train; the longest of %d prompts looked at has %s tokens.", f"{trained:,}", self.looked_at, f"{length:,}")
         if found is None:
             return
-        unit, scale = ("GiB", memory.GIB) if found["peak"] >= memory.GIB / 4 else ("MiB", 2**20)
+        unit, scale = memory.in_unit(found["peak"])
         parts = ", ".join(f"{name} {found[name] / scale:.1f}" for name in ("weights", "optimiser", "rollout", "update"))
         card = f" of {torch.cuda.get_device_properties(0).total_memory / memory.GIB:.0f} GiB" if torch.cuda.is_available() else ""
         log.info("memory, computed: peak %.1f %s%s (%s).", found["peak"] / scale, unit, card, parts)
@@ -54,29 +54,17 @@ def cues_of(found: Any) -> list[CueSample]:
     return [sample for sample in (found if isinstance(found, tuple) else (found,)) if isinstance(sample, CueSample)]
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Up to ``count`` indices from first to last, evenly."""
-    return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(min(count, length))})
-
-
 def longest_prompts(backbone: HFBackbone, data: CueDataset, count: int) -> list[tuple[int, int, CueSample]]:
     """(tokens, index, sample) of the cue samples among ``count`` training samples, the longest prompt first."""
     found = [(i, sample) for i in spread(len(data), count) for sample in cues_of(data[CueKey(0, i)])]
     return sorted(((backbone.prompt_length(sample), i, sample) for i, sample in found), key=lambda row: row[:2], reverse=True)
 
 
-def meta_model(backbone: HFBackbone) -> Any:
-    """The loaded model's shapes, without memory and without quantisation."""
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(backbone.hf.config, trust_remote_code=backbone.trust_remote_code)
-
-
 def computed(module: Any, prompt: Prompt) -> dict[str, float] | None:
     """What :func:`memory.estimate` says of a module; None for an architecture that does not name its sizes as others do."""
+    backbone = module.backbone
     try:
-        return memory.estimate(memory.sizes(meta_model(module.backbone)), asked(module, prompt))
+        return memory.estimate(memory.sizes(loading.skeleton(backbone.hf.config, backbone.trust_remote_code)), asked(module, prompt))
     except (AttributeError, TypeError, ValueError, KeyError) as cause:
         log.info("memory cannot be computed for this architecture (%s: %s); `locus preflight` measures it.", type(cause).__name__, cause)
         return None

@@ -24,6 +24,11 @@ class CueKey(NamedTuple):
     item: int
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Up to ``count`` indices from first to last, evenly: a look at data that is too long to look through."""
+    return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)})
+
+
 class CueBatch:
     """Samples of one step. Not a list: precision plugins walk into sequences to cast tensors and refuse frozen records there."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,62 +14,12 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.corpus import CorpusCues
 from locus_lightning.data.source import CueKey
 from locus_lightning.errors import DataError
-from locus_lightning.evaluation.base import Benchmark, Choice, Item, Scored, YesNo, find, lettered, text_of
+from locus_lightning.evaluation.base import LETTERS, Benchmark, Choice, Item, Scored, YesNo, find, lettered, text_of
+from locus_lightning.evaluation.tables import picture_bytes, rows_of
 from locus_lightning.evaluation.vstar import SmallStar, VStar
 from locus_lightning.geometry import clip_box, iou
 from locus_lightning.response import boxes_in, parse_response, payload
-from locus_lightning.types import CueSample, Question
-
-csv.field_size_limit(2**30)
-
-
-def rows_of(benchmark: Benchmark, *suffixes: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of every table of a folder with one of these suffixes: parquet, tsv, jsonl, json.
-
-    Raises:
-        DataError: there is none.
-    """
-    folder = benchmark.folder
-    files = (
-        sorted(path for path in folder.rglob("*") if path.suffix in suffixes) if folder.is_dir() else [folder] if folder.is_file() else []
-    )
-    if not files:
-        raise DataError(f"{folder} holds no {' or '.join(suffixes)} file of {benchmark.name}; it is {benchmark.where}.")
-    for path in files:
-        try:
-            yield from ((f"{path.name}, row {number}", row) for number, row in enumerate(_rows(path), 1))
-        except (ValueError, OSError, UnicodeDecodeError) as cause:
-            benchmark.note(path.name, cause)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(path).iter_batches(64):
-            yield from batch.to_pylist()
-    elif path.suffix == ".tsv":
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file, delimiter="\t")
-    elif path.suffix == ".jsonl":
-        for line in path.read_text().splitlines():
-            if line.strip():
-                yield json.loads(line)
-    else:
-        content = json.loads(path.read_text())
-        if not isinstance(content, list):
-            raise ValueError("not a list of rows")
-        yield from content
-
-
-def _bytes(value: Any) -> bytes:
-    """A picture in a table: the hub's ``{"bytes": ...}``, plain bytes, or base64."""
-    if isinstance(value, Mapping):
-        value = value["bytes"]
-    found = value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
-    if not found:
-        raise ValueError("an empty picture")
-    return found
+from locus_lightning.types import Box, CueSample, Question
 
 
 class HRBench(Choice):
@@ -89,7 +38,7 @@ class HRBench(Choice):
                 if label not in options:
                     raise ValueError(f"the answer {label!r} is no option")
                 text = lettered(str(row["question"]), options)
-                items.append(Item(text_of(row, "index"), str(row["category"]), _bytes(row["image"]), text, label, options))
+                items.append(Item(text_of(row, "index"), str(row["category"]), picture_bytes(row["image"]), text, label, options))
             except (KeyError, ValueError, TypeError) as cause:
                 self.note(place, cause)
         return items
@@ -112,7 +61,7 @@ class CVBench(Choice):
                     raise ValueError(f"the answer {label!r} is no option")
                 facts = {"type": str(row["type"]), "source": str(row["source"])}
                 text = lettered(str(row["question"]), options)
-                items.append(Item(text_of(row, "idx"), str(row["task"]), _bytes(row["image"]), text, label, options, facts=facts))
+                items.append(Item(text_of(row, "idx"), str(row["task"]), picture_bytes(row["image"]), text, label, options, facts=facts))
             except (KeyError, ValueError, TypeError) as cause:
                 self.note(place, cause)
         return items
@@ -126,6 +75,49 @@ class CVBench(Choice):
         for (kind, _), scores in sources.items():
             types[kind].append(mean(scores))
         return {**super().figures(rows), **{kind: mean(scores) for kind, scores in types.items()}, "score": mean(map(mean, types.values()))}
+
+
+class ZoomBench(Choice):
+    """ZoomBench's multiple-choice questions (621 of its 845); open ones, which its authors let a judge mark, are not asked."""
+
+    name = "zoombench"
+    where = "inclusionAI/ZoomBench on the hub: data/test.parquet in a folder"
+
+    def load(self) -> list[Item]:
+        """See :meth:`Benchmark.load`; the question is asked as it stands, with its options in it."""
+        items = []
+        for place, row in rows_of(self, ".parquet"):
+            try:
+                if str(row["question_type"]).strip().casefold() != "mcq":
+                    continue
+                text = text_of(row, "query", "prompt", "question").replace("<image>", "").strip()
+                options = _listed_options(text) or _listed_options(text_of(row, "options"))
+                letter = re.match(r"\(?([A-H])\b", text_of(row, "response", "answer").strip().upper())
+                if letter is None or letter[1] not in options:
+                    raise ValueError(f"the answer {text_of(row, 'response', 'answer')!r} is no option of {', '.join(options) or 'none'}")
+                lines = text if _listed_options(text) else lettered(text, options)
+                asked = lines if lines.endswith(LETTERS) else f"{lines}\n{LETTERS}"
+                kind = str(row.get("category") or row.get("dimension") or "")
+                items.append(
+                    Item(text_of(row, "id"), kind, picture_bytes(row["image"]), asked, letter[1], options, _pixel_box(row.get("bbox")))
+                )
+            except (KeyError, ValueError, TypeError) as cause:
+                self.note(place, cause)
+        return items
+
+
+def _listed_options(text: str) -> dict[str, str]:
+    """Options that stand in a text on lines of their own, as ``A. red``, ``A) red`` or ``(A) red``; empty unless they begin with A and go on."""
+    found = {letter: option.strip() for letter, option in re.findall(r"^ *\(?([A-H])[.):] *(.+)$", text, re.MULTILINE)}
+    return found if "".join(found) == "ABCDEFGH"[: len(found)] and len(found) > 1 else {}
+
+
+def _pixel_box(value: Any) -> tuple[Box, ...]:
+    """A row's ``[x1, y1, x2, y2]`` in pixels, where it has a valid one."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return ()
+    x1, y1, x2, y2 = (float(v) for v in value)
+    return ((x1, y1, x2, y2),) if x2 > x1 and y2 > y1 else ()
 
 
 class POPE(YesNo):
@@ -231,7 +223,7 @@ class RefCOCO(Benchmark):
                 if w <= 0 or h <= 0:
                     raise ValueError(f"the box {row['bbox']} is empty")
                 said = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-                image = _bytes(row["image"])
+                image = picture_bytes(row["image"])
                 for k, words in enumerate(said):
                     items.append(
                         Item(f"{text_of(row, 'question_id', 'file_name')}-{k}", "", image, str(words), "", boxes=((x, y, x + w, y + h),))
@@ -287,5 +279,5 @@ class HeldOutCues(Benchmark):
 
 
 SUITES: dict[str, type[Benchmark]] = {
-    kind.name: kind for kind in (VStar, SmallStar, HRBench, CVBench, POPE, HallusionBench, RefCOCO, HeldOutCues)
+    kind.name: kind for kind in (VStar, SmallStar, HRBench, CVBench, ZoomBench, POPE, HallusionBench, RefCOCO, HeldOutCues)
 }
