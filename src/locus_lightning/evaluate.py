@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from locus_lightning.data.smallstar import write_smallstar
-from locus_lightning.errors import ConfigError
+from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Benchmark
+from locus_lightning.evaluation.delegated import run_task
 from locus_lightning.evaluation.page import page
-from locus_lightning.evaluation.paper import ROWS
+from locus_lightning.evaluation.paper import ROWS, Row
 from locus_lightning.evaluation.run import ANSWERS, Settings, difference, evaluate, limited
 from locus_lightning.evaluation.suites import SUITES
 from locus_lightning.runs import open_model
@@ -46,6 +48,8 @@ def eval_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the suite's, 1,024 with --think")
     parser.add_argument("--think", action="store_true", help="append the think/answer instruction, for models trained with it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--lmms-eval", type=Path, metavar="PYTHON",
+                        help="with --suite paper: run lmms-eval's share too, by the Python of an environment with plugins/lmms_eval")  # fmt: skip
     parser.add_argument("--pictures", type=int, default=12, help="of wins and of losses on the page (default 12)")
     options = parser.parse_args(arguments)
     if (
@@ -99,29 +103,48 @@ def ask(names: Sequence[str], kind: type[Benchmark], data: Path, out: Path, sett
 
 
 def tell_paper(options: argparse.Namespace, names: Sequence[str], settings: Settings) -> None:
-    """The paper's benchmarks whose files are there, our figures beside the paper's; what is missing, and where it is to be had."""
+    """The paper's benchmarks that can be run here, our figures beside the paper's; what is missing, and where it is to be had."""
     table = Table(title="percent; the paper's are Qwen2.5-VL-7B's, base and trained")
     for title in ("benchmark", "paper, base", "paper, LOCUS", *names):
         table.add_column(title, overflow="fold")
     missing, report = [], {}
     for row in ROWS:
-        cells = ["", *[""] * (len(names) - 1)]
-        if row.task:
-            missing.append(f"{row.label}: not run here; lmms-eval's task {row.task}")
-        elif not (options.data / row.folder).is_dir():
-            missing.append(f"{row.label}: {options.data / row.folder} is not there; {SUITES[row.suite].where}")
-        else:
-            kind, out = SUITES[row.suite], options.out / "paper" / row.folder
-            results, _ = ask(names, kind, options.data / row.folder, out, settings, options.dtype)
-            report[row.label] = {result["model"]: result["figures"]["score"] for result in results}
-            cells = [f"{100 * result['figures']['score']:.1f}" for result in results]
-        table.add_row(row.label, f"{row.base:.1f}", f"{row.trained:.1f}", *cells)
+        try:
+            scores = scores_of(row, options, names, settings)
+        except DataError as cause:
+            scores = {}
+            missing.append(f"{row.label}: {cause}")
+        if scores:
+            report[row.label] = scores
+        table.add_row(
+            row.label, f"{row.base:.1f}", f"{row.trained:.1f}", *(f"{100 * scores[name]:.1f}" if scores else "" for name in names)
+        )
     if not report:
         raise ConfigError(f"{options.data} holds none of {', '.join(sorted({row.folder for row in ROWS if row.folder}))}; {missing[0]}.")
     (options.out / "paper" / "paper.json").write_text(json.dumps(report, indent=1) + "\n")
     Console().print(table)
     print(*missing, sep="\n")
     print(f"paper.json: {options.out / 'paper'}")
+
+
+def scores_of(row: Row, options: argparse.Namespace, names: Sequence[str], settings: Settings) -> dict[str, float]:
+    """A benchmark's headline figure in [0, 1], by model.
+
+    Raises:
+        DataError: it cannot be run here, and why.
+    """
+    out = options.out / "paper" / (row.folder or row.task)
+    if row.folder:
+        if not (options.data / row.folder).is_dir():
+            raise DataError(f"{options.data / row.folder} is not there; {SUITES[row.suite].where}")
+        results, _ = ask(names, SUITES[row.suite], options.data / row.folder, out, settings, options.dtype)
+        return {result["model"]: result["figures"]["score"] for result in results}
+    if options.lmms_eval is None:
+        raise DataError(f"lmms-eval's task {row.task}; it is run with --lmms-eval PYTHON")
+    if row.judge and not os.environ.get(row.judge):
+        raise DataError(f"lmms-eval's task {row.task} lets a model mark the answers; set {row.judge} for it")
+    print(f"{row.label}: lmms-eval's {row.task}, log in {out}", flush=True)
+    return {name: run_task(options.lmms_eval, name, row, out / _plain(name), settings, options.dtype) for name in names}
 
 
 def tell(suite: str, results: Sequence[dict[str, Any]], gains: dict[str, tuple[float, float, float]]) -> None:

@@ -80,16 +80,25 @@ def take(backbone: HFBackbone, checkpoint: Path) -> int:
     return changed
 
 
-def open_model(name: str, dtype: str = "float32") -> HFBackbone:
+def open_model(name: str, dtype: str = "float32", device: str | None = None) -> HFBackbone:
     """A loaded backbone, ready to answer.
 
     Args:
         name: a run's folder, a ``.ckpt`` in one, a folder with an adapter, a Hugging Face folder or name, or ``toy:FAMILY``.
         dtype: of the weights.
+        device: where it lives; None: the first GPU where there is one, else the CPU.
 
     Raises:
-        CheckpointError: it is none of these.
+        CheckpointError: it is none of these, or does not fit on the GPU.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return _open(name, dtype).to(device)
+    except torch.cuda.OutOfMemoryError as cause:
+        raise CheckpointError(f"{name} does not fit on {device} in {dtype}; try --dtype bfloat16 ({cause}).") from cause
+
+
+def _open(name: str, dtype: str) -> HFBackbone:
     path = Path(name).expanduser()
     if path.suffix == ".ckpt" or (path / "config.yaml").is_file():
         run = Run.read(path.parent.parent, path) if path.suffix == ".ckpt" else Run.read(path, None)

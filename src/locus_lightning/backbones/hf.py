@@ -222,9 +222,15 @@ class HFBackbone(Backbone):
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
         return self._with_features(self.prompts(samples))
 
+    def encode_turns(self, turns: Sequence[Sequence[str | Image.Image]]) -> list[Prompt]:
+        """As :meth:`encode`, of user turns as they are: words and any number of images, in order."""
+        return self._with_features(self._of_turns(turns))
+
     def prompts(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
         """As :meth:`encode`, with pixels in place of their features."""
-        turns = [self.turn(sample) for sample in samples]
+        return self._of_turns([self.turn(sample) for sample in samples])
+
+    def _of_turns(self, turns: Sequence[Sequence[str | Image.Image]]) -> list[Prompt]:
         return self.tensors([self.prompt_text(turn) for turn in turns], [_pictures(turn) for turn in turns])
 
     def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:

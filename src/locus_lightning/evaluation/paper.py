@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Row:
     """A benchmark of the paper.
 
-    ``suite`` and ``folder`` say how it is run here and where its files lie under the data folder; ``task`` is lmms-eval's name of one that is
-    not run here. ``base`` and ``trained`` are the paper's percentages.
+    ``suite`` and ``folder`` say how it is run here and where its files lie under the data folder; ``task`` is lmms-eval's name of one that
+    it runs, ``metric`` how its figure's name begins there, ``in_percent`` that it is no fraction, ``judge`` what must be set for the model
+    that marks the answers. ``base`` and ``trained`` are the paper's percentages.
     """
 
     label: str
@@ -19,6 +20,9 @@ class Row:
     suite: str = ""
     folder: str = ""
     task: str = ""
+    metric: str = ""
+    in_percent: bool = False
+    judge: str = ""
 
 
 ROWS = (
@@ -26,18 +30,18 @@ ROWS = (
     Row("HR-Bench 4K", 69.9, 71.6, "hrbench", "hr_bench_4k"),
     Row("HR-Bench 8K", 63.8, 68.4, "hrbench", "hr_bench_8k"),
     Row("CV-Bench", 75.6, 76.5, "cvbench", "cv_bench"),
-    Row("MME-RealWorld-EN", 58.8, 62.7, task="mmerealworld"),
+    Row("MME-RealWorld-EN", 58.8, 62.7, task="mmerealworld", metric="mme_realworld"),
     Row("POPE", 84.9, 87.6, "pope", "pope"),
     Row("HallusionBench", 68.0, 70.3, "hallusionbench", "hallusionbench"),
-    Row("MMStar", 61.5, 63.1, task="mmstar"),
-    Row("RealWorldQA", 61.6, 66.4, task="realworldqa"),
-    Row("OCRBench", 82.0, 85.4, task="ocrbench"),
-    Row("AI2D", 79.6, 80.5, task="ai2d"),
-    Row("BabyVision", 11.9, 12.4, task="babyvision"),
-    Row("MathVision", 23.4, 24.7, task="mathvision_test"),
-    Row("MathVerse", 46.1, 46.6, task="mathverse_testmini"),
-    Row("WeMath", 64.4, 65.1, task="wemath_testmini_reasoning"),
-    Row("LogicVista", 43.1, 47.1, task="logicvista_reasoning"),
+    Row("MMStar", 61.5, 63.1, task="mmstar", metric="average"),
+    Row("RealWorldQA", 61.6, 66.4, task="realworldqa", metric="exact_match"),
+    Row("OCRBench", 82.0, 85.4, task="ocrbench", metric="ocrbench_accuracy"),
+    Row("AI2D", 79.6, 80.5, task="ai2d", metric="exact_match"),
+    Row("BabyVision", 11.9, 12.4, task="babyvision", metric="babyvision_overall_accuracy", judge="BABYVISION_API_KEY"),
+    Row("MathVision", 23.4, 24.7, task="mathvision_test", metric="mathvision_standard_eval", in_percent=True),
+    Row("MathVerse", 46.1, 46.6, task="mathverse_testmini", metric="gpt_eval_score", judge="OPENAI_API_KEY"),
+    Row("WeMath", 64.4, 65.1, task="wemath_testmini_reasoning", metric="acc_score"),
+    Row("LogicVista", 43.1, 47.1, task="logicvista_reasoning", metric="acc_score"),
     Row("RefCOCO", 84.4, 86.5, "refcoco", "refcoco"),
     Row("RefCOCO+", 78.4, 78.8, "refcoco", "refcocoplus"),
     Row("RefCOCOg", 81.1, 83.0, "refcoco", "refcocog"),

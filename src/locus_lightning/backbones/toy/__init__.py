@@ -15,7 +15,7 @@ PREFIX = "toy:"
 
 _FAMILIES = {
     "llava": ("llava:llava", "llava"),
-    "locus_tiny": ("llava:locus_tiny", "llava"),
+    "locus_tiny": ("locus_tiny:locus_tiny", "llava"),
     "llava_next": ("llava:llava_next", "llava_next"),
     "llava_onevision": ("llava:llava_onevision", "llava_onevision"),
     "qwen2_vl": ("qwen:qwen2_vl", "qwen2_vl"),

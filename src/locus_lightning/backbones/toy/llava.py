@@ -1,16 +1,17 @@
-"""Toy checkpoints of the LLaVA family, and that of the small model of configs/tiny_pretrain.yaml."""
+"""Toy checkpoints of the LLaVA family."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from locus_lightning.backbones.toy.parts import TURNS, llama_text, qwen2_text, toy_tokenizer
 
 
 def llava(
-    side: int = 48, patch: int = 8, tower_layers: int = 1, layers: int = 3, sentences: tuple[str, ...] = (), tied: bool = False
+    side: int = 48, patch: int = 8, tower_layers: int = 1, sentences: tuple[str, ...] = (), text: Callable[[Any], Any] = llama_text
 ) -> tuple[Any, Any]:
-    """LLaVA-1.5."""
+    """LLaVA-1.5; ``text`` makes the language model's configuration for a tokenizer."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
@@ -18,37 +19,18 @@ def llava(
     vision = CLIPVisionConfig(
         hidden_size=96, intermediate_size=256, num_hidden_layers=tower_layers, num_attention_heads=4, image_size=side, patch_size=patch
     )
+    language = text(tokenizer)
     config = LlavaConfig(
         vision_config=vision,
-        text_config=llama_text(tokenizer, layers, tied),
+        text_config=language,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=tied,
+        tie_word_embeddings=language.tie_word_embeddings,
     )
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(images, tokenizer, patch, "default", chat_template=TURNS, num_additional_image_tokens=1)
     return LlavaForConditionalGeneration(config), processor
-
-
-_LESSON_WORDS = (
-    "red green blue yellow orange purple white black pink cyan plain striped dotted checked "
-    "circle square triangle diamond cross ring left right above below thing circles squares triangles diamonds crosses rings things\n"
-    + "".join(
-        f"{word}\n"
-        for word in ["red", "green", "blue", "yellow", "orange", "purple", "white", "black", "pink", "cyan", "circle", "square", "triangle"]
-    )
-    + "".join(f"{word}\n" for word in ["diamond", "cross", "ring", "left", "right", "above", "below", "none", "A", "B", "C", "D"]),
-    "none none Map every colour. Map every shape. List all objects. Where is the thing? What is at [1, 2, 3, 4]? What is this?\nWhat is the colour of the shape?",
-    "How many are there? Is it on the left or right side of the thing? Is it above or below",
-    "a one [1, 2, 3, 4]; an orange two [1, 2, 3, 4]; a three",
-    "?\n(A) a\n(B) b\n(C) c\n(D) d\nAnswer with the option's letter from the given choices directly.",
-)
-
-
-def locus_tiny() -> tuple[Any, Any]:
-    """The architecture that configs/tiny_pretrain.yaml teaches, with random weights."""
-    return llava(side=96, patch=12, tower_layers=2, layers=4, sentences=_LESSON_WORDS, tied=True)
 
 
 def llava_next() -> tuple[Any, Any]:

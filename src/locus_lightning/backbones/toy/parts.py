@@ -40,7 +40,7 @@ def toy_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special, extra_special_tokens=dict(named or {}))
 
 
-def llama_text(tokenizer: Any, layers: int = 3, tied: bool = False) -> Any:
+def llama_text(tokenizer: Any, layers: int = 3) -> Any:
     """Configuration of a Llama, 96 wide."""
     from transformers import LlamaConfig
 
@@ -56,7 +56,6 @@ def llama_text(tokenizer: Any, layers: int = 3, tied: bool = False) -> Any:
         num_key_value_heads=4,
         max_position_embeddings=4096,
         initializer_range=0.06,  # a narrow model learns sooner from wider weights than the usual 0.02
-        tie_word_embeddings=tied,
     )
 
 
