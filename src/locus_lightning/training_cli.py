@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -138,12 +139,18 @@ class LocusCLI(LightningCLI):
     before_predict = before_validate
 
     def after_validate(self) -> None:
-        """Print the figures as a table."""
+        """Print the figures as a table, and write them to ``figures.json``."""
         from rich.console import Console
 
         figures = {f"val/{k.removeprefix('val/')}": float(v) for k, v in self.trainer.callback_metrics.items()}
-        if self.trainer.is_global_zero and "val/iou" in figures:
-            Console().print(figures_table({}, figures, self.model.validation))
+        if not self.trainer.is_global_zero or "val/iou" not in figures:
+            return
+        Console().print(figures_table({}, figures, self.model.validation))
+        if self.trainer.loggers and self.trainer.log_dir:
+            path = Path(self.trainer.log_dir) / "figures.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({k.removeprefix("val/"): round(v, 6) for k, v in sorted(figures.items())}, indent=1) + "\n")
+            print(f"figures: {path}")
 
     after_test = after_validate
 
