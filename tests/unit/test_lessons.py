@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from locus_lightning.backbones.toy.llava import locus_tiny
+from locus_lightning.backbones.toy.locus_tiny import locus_tiny
 from locus_lightning.data.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
 from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueBatch, CueKey
