@@ -16,7 +16,7 @@ import yaml
 from tests.integration.conftest import ROOT, small
 
 CONFIGS = sorted((ROOT / "tests" / "configs").glob("*.yaml"))
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 SCENES = ROOT / "tests" / "configs" / "scenes_llava.yaml"
 TINY = ROOT / "configs" / "tiny.yaml"
 
