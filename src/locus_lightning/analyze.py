@@ -20,7 +20,7 @@ from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.looking import Looking, look
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Item, extract_letter, find
+from locus_lightning.evaluation.base import FIND, Item, extract_letter, find
 from locus_lightning.evaluation.vstar import read_vstar
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
@@ -64,9 +64,15 @@ def analyze_command(arguments: Sequence[str]) -> int:
             sub.add_argument("--at", choices=["first_generated", "answer"], default="first_generated",
                              help="the position that predicts the first generated token, or the first token inside <answer>")  # fmt: skip
             sub.add_argument("--pictures", type=int, default=6, help="heatmaps to draw (default 6)")
+        if name == "grounding":
+            sub.add_argument("--ask", default=FIND, metavar="WORDS",
+                             help="how the box is asked for, with {expression} for the object's name and {unit} for the model's own unit "
+                                  "(default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.number < 1 or getattr(options, "pictures", 0) < 0:
         raise ConfigError(f"--number is {options.number}; it is at least 1, --pictures at least 0.")
+    if "{expression}" not in getattr(options, "ask", FIND):
+        raise ConfigError(f"--ask {options.ask!r} has no {{expression}} in it, where the name of the object belongs.")
     with TemporaryDirectory() as folder:
         items = questions(options.suite, options.number, Path(folder))
         found: dict[str, Any] = {}
@@ -86,19 +92,19 @@ def _study(options: argparse.Namespace, backbone: HFBackbone, items: Sequence[It
     if options.what == "context":
         return context(backbone, asked_of(backbone, items))
     if options.what == "grounding":
-        return grounding(backbone, asked_of(backbone, items))
+        return grounding(backbone, asked_of(backbone, items, options.ask))
     return [
         look(backbone, item.question(), words_before(backbone, item) if options.at == "answer" else "")
         for item in track(items, description=name)
     ]
 
 
-def asked_of(backbone: HFBackbone, items: Sequence[Item]) -> list[Asked]:
+def asked_of(backbone: HFBackbone, items: Sequence[Item], words: str = FIND) -> list[Asked]:
     """Items as they are asked, and a question for the box of every target that has a name."""
     found = []
     for item in items:
         question = item.question()
-        targets = tuple(find(question.image, name, backbone) for name in json.loads(item.facts.get("targets", "[]")))
+        targets = tuple(find(question.image, name, backbone, words=words) for name in json.loads(item.facts.get("targets", "[]")))
 
         def right(text: str, item: Item = item) -> bool:
             return extract_letter(text, item.options) == item.label

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Sample
+from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
 from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.rollout.hf import HFRollout
@@ -37,6 +38,7 @@ class SupervisedModule(CueModule):
         optimizer: from parameters to an optimiser.
         schedule: of the learning rate after the warm-up.
         warmup_ratio: share of all steps over which the rate rises from 0.
+        reduction: ``token`` counts every answer token alike; ``sequence`` every answer, so that a word is not drowned by long lists.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class SupervisedModule(CueModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=1e-2),
         schedule: Literal["constant", "linear", "cosine"] = "cosine",
         warmup_ratio: float = 0.05,
+        reduction: Literal["token", "sequence"] = "token",
     ) -> None:
         validation = validation or Sampling(temperature=0.0)
         super().__init__(backbone, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
-        self.train_vision = train_vision
+        self.train_vision, self.reduction = train_vision, reduction
         self._scores: dict[str, list[float]] = {}
 
     def configure_model(self) -> None:
@@ -69,7 +72,7 @@ class SupervisedModule(CueModule):
         return loss
 
     def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N,) from one packed row a group, and where they are those of right answers (N,)."""
+        """Log-probabilities (N,) from one packed row a group, and what each counts (N,): 0 where it is not of a right answer."""
         prompts, rests = self.backbone.encode_lessons(groups)
         answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample)) for sample in group] for group in groups]
         most, none = max(map(len, groups)), prompts[0].ids_P[:0]
@@ -82,7 +85,8 @@ class SupervisedModule(CueModule):
             for rows in (rests, said)
         )
         token_T = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device)
-        return logps_BGT.flatten(), ((token_T >= begins_BG) & (token_T < ends_BG)).flatten()
+        right_BGT = (token_T >= begins_BG) & (token_T < ends_BG)
+        return logps_BGT.flatten(), token_weights(right_BGT, self.reduction, 1).flatten()
 
     # ---- plain questions in validation -----------------------------------------------------------------------------
 

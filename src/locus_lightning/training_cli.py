@@ -30,7 +30,7 @@ from locus_lightning.callbacks.opening import Opening
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress
-from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters
+from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
 from locus_lightning.cold_start import ColdStart, cold_start
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError, LocusError
@@ -106,7 +106,7 @@ class LocusCLI(LightningCLI):
             self.summary.seconds["cold start"] += perf_counter() - started
 
     def after_fit(self) -> None:
-        """Validate, save the weights as a Hugging Face folder, and sum up."""
+        """Validate, unless the last step was followed by a validation, save the weights as a Hugging Face folder, and sum up."""
         checkpoints = next(c for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
         if checkpoints.interrupted:
             print(f"stopped at step {self.trainer.global_step}; continue with: locus fit --config ... --ckpt_path last", file=sys.stderr)
@@ -128,6 +128,9 @@ class LocusCLI(LightningCLI):
     def _validate(self) -> dict[str, float]:
         if self.trainer.limit_val_batches == 0:
             return {}
+        if self.summary.validated_at == self.trainer.global_step:
+            figures = self.trainer.callback_metrics
+            return {name: float(value) for name, value in figures.items() if name.startswith(("val/", "eval/"))}
         found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
         return {name: float(value) for name, value in found[0].items()} if found else {}
 
@@ -149,7 +152,7 @@ class LocusCLI(LightningCLI):
         if self.trainer.loggers and self.trainer.log_dir:
             path = Path(self.trainer.log_dir) / "figures.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({k.removeprefix("val/"): round(v, 6) for k, v in sorted(figures.items())}, indent=1) + "\n")
+            path.write_text(json.dumps(plain_figures(figures), indent=1, sort_keys=True) + "\n")
             print(f"figures: {path}")
 
     after_test = after_validate
@@ -249,6 +252,7 @@ def _quiet() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "httpx2", "transformers", "PIL", "torch", "tensorboard", "matplotlib", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it advertises faster 4-bit products on a CPU at every start
     for pattern in (
         r".*does not have many workers.*",
         r".*module\(s\) in eval mode.*",

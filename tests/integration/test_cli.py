@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -16,7 +18,7 @@ import yaml
 from tests.integration.conftest import ROOT, small
 
 CONFIGS = sorted((ROOT / "tests" / "configs").glob("*.yaml"))
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "studies")  # studies: test_study
 SCENES = ROOT / "tests" / "configs" / "scenes_llava.yaml"
 TINY = ROOT / "configs" / "tiny.yaml"
 
@@ -39,6 +41,7 @@ def test_every_test_config_fits_from_start_to_summary(locus, tmp_path, config):
     assert list((folder / "model").glob("*.safetensors"))
     assert list(folder.glob("events.out.tfevents*"))
     assert "mean IoU" in out
+    assert ("cold start" in summary["seconds"]) == (config.stem == "cold_start")
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.stem)
@@ -56,13 +59,13 @@ def test_the_embedded_default_runs_end_to_end(locus, tmp_path):
         "fit",
         "--config",
         TINY,
-        *small(**{"cold_start.steps": 2, "cold_start.batch_size": 2, "data.batch_size": 4, "model.micro_batch_size": 4}),
+        *small(**{"data.batch_size": 4, "model.micro_batch_size": 4}),
         "--model.sampling.max_new_tokens=4",
         "--data.source.init_args.val_size=2",
     )
     assert status == 0, err
     summary = json.loads((run_folder(tmp_path) / "summary.json").read_text())
-    assert summary["seconds"].keys() >= {"cold start", "rollout", "update", "validation"}
+    assert summary["seconds"].keys() >= {"rollout", "update", "validation"}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,24 @@ def test_validate_test_and_predict_read_a_run(locus, tmp_path):
     records = [json.loads(line) for line in Path(out.split("answers: ")[1].strip()).read_text().splitlines()]
     assert len(records) == 2
     assert {"id", "text", "box", "true_box", "iou", "size_bin"} <= records[0].keys()
+
+
+def test_a_run_is_not_validated_twice_after_its_last_step(locus, tmp_path, monkeypatch):
+    validated = []
+
+    class Counts(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            validated.append((trainer.sanity_checking, trainer.global_step))
+
+    monkeypatch.setitem(sys.modules, "counting", types.SimpleNamespace(Counts=Counts))
+    Counts.__module__ = "counting"
+    status, _, err = locus("fit", "--config", SCENES, "--trainer.callbacks=counting.Counts", "--trainer.val_check_interval=4")
+    assert status == 0, err
+    assert validated == [(True, 0), (False, 2)]
+    own = json.loads((run_folder(tmp_path) / "summary.json").read_text())["after"]
+    assert locus("validate", "--config", SCENES, "--ckpt_path", "last")[0] == 0
+    (path,) = tmp_path.rglob("figures.json")
+    assert own == pytest.approx(json.loads(path.read_text()), abs=1e-5)
 
 
 def test_a_saved_config_runs_again_with_full_class_paths(locus, tmp_path):

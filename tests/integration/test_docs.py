@@ -16,8 +16,6 @@ from tests.integration.conftest import ROOT, small
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINIER = {
-    "cold_start.steps": 1,
-    "cold_start.batch_size": 2,
     "data.batch_size": 4,
     "model.init_args.micro_batch_size": 4,
     "model.init_args.sampling.max_new_tokens": 4,
@@ -72,8 +70,6 @@ def run_locus(words, locus, folder, toy_folder):
     config = Path(words[words.index("--config") + 1]).name if "--config" in words else None
     if words[0] in ("fit", "validate", "predict") and config:
         options = small(**TINIER) if config == "tiny.yaml" else []
-        if "--cold_start=null" in words:
-            options = [option for option in options if "cold_start" not in option]
         if "--data.source=CorpusCues" in words:
             build_corpus(locus)
         if "--data.source=CocoCues" in words:

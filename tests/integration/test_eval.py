@@ -66,6 +66,14 @@ def test_analyses_write_figures(locus, tmp_path, what):
         assert len(found["by_question"]) == 6
 
 
+def test_the_question_for_a_box_can_be_said_otherwise_but_names_the_object(locus, tmp_path):
+    words = "Where is the {expression}?"
+    assert locus("analyze", "grounding", "toy:llava", "--number", "1", "--ask", words, "--out", "look")[0] == 0
+    status, _, err = locus("analyze", "grounding", "toy:llava", "--ask", "Where?")
+    assert status == 2
+    assert "{expression}" in err
+
+
 def test_attention_in_box_is_logged_beside_cue_iou(locus, tmp_path):
     callback = '[{"class_path": "locus_lightning.evaluation.callback.DownstreamAccuracy", "init_args": {"number": 2, "attention": 3}}]'
     status, _, err = locus(

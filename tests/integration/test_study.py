@@ -14,7 +14,6 @@ STUDY = {
     "base": str(ROOT / "configs" / "tiny.yaml"),
     "seeds": [0, 1],
     "common": {
-        "cold_start": None,
         "trainer.max_steps": 1,
         "trainer.limit_val_batches": 1,
         "data.batch_size": 4,
@@ -99,3 +98,14 @@ def test_tables_hold_ours_beside_the_papers():
     text = markdown(results)
     assert "| before training | 20.0 ± 0.0 | 79.6 |" in text
     assert "| RL | 42.0 ± 2.8 | 87.4 |" in text
+
+
+def test_every_arm_of_the_shipped_study_is_a_configuration_that_parses(locus, tmp_path):
+    found = read_study(ROOT / "configs" / "studies" / "paper_small.yaml")
+    for arm in found.arms:
+        path = tmp_path / f"{arm.name}.yaml"
+        path.write_text(yaml.safe_dump(configuration(found, arm, 1, tmp_path), sort_keys=False))
+        status, out, err = locus("fit", "--config", path, "--print_config")
+        assert status == 0, err
+        assert yaml.safe_load(out)["data"]["seed"] == 1
+    assert {"rl", "sft", "text", "random", "large", "tiny"} <= {arm.name for arm in found.arms}

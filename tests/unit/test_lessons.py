@@ -60,7 +60,7 @@ def test_every_kind_is_answered_from_its_scene(task):
             attribute = {"colour": word} if "things" in made.text else {"shape": word.removesuffix("es" if word == "crosses" else "s")}
             assert int(made.answer) == len(matching(scene.looks, **attribute))
         elif task.startswith("choose"):
-            assert f"({made.answer}) " in made.text
+            assert f") {made.answer}\n" in made.text
         else:
             assert made.answer
 
@@ -144,6 +144,25 @@ def test_supervised_training_lowers_the_loss_of_a_mixed_batch(make_backbone):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_answer_counts_alike_where_it_is_asked_for(make_backbone):
+    backbone = make_backbone("llava").double()
+    stage = Stage(1, SCENES, {"list": 1.0, "attribute": 1.0, "cue": 1.0})
+    batch = CueBatch(sample for k in range(2) for sample in lessons(str(k), stage, 3, np.random.default_rng(k)))
+    alone = []
+    for sample in batch:
+        answer = backbone.tokenize_answer(backbone.right_answer(sample))
+        logps, _ = backbone.logps(backbone.encode([sample]), [[answer]])
+        alone.append(-logps[0, 0, : len(answer)])
+    assert len({len(one) for one in alone}) > 2
+    for reduction, expected in (
+        ("sequence", torch.stack([one.mean() for one in alone]).mean()),
+        ("token", torch.cat(alone).mean()),
+    ):
+        module = SupervisedModule(backbone, reduction=reduction)
+        module.log = lambda *a, **k: None
+        torch.testing.assert_close(module.training_step(batch, 0), expected.float(), rtol=0, atol=1e-5)
 
 
 def test_marks(make_backbone, samples):

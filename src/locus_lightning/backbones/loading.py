@@ -46,9 +46,13 @@ ABOUT = "locus.json"
 """Beside saved weights: which backbone wrote them, in what frame and with what words."""
 
 
+SHIPPED = {"locus-tiny": Path(__file__).parents[1] / "models" / "locus_tiny"}
+"""Checkpoints that come with the package, by name."""
+
+
 def remembered(checkpoint: str) -> dict[str, Any]:
     """What a folder that a backbone saved says of itself: ``backbone``, ``family``, ``prompt``; empty for other checkpoints."""
-    path = Path(checkpoint).expanduser() / ABOUT
+    path = Path(resolve(checkpoint)) / ABOUT
     if not path.is_file():
         return {}
     try:
@@ -58,7 +62,9 @@ def remembered(checkpoint: str) -> dict[str, Any]:
 
 
 def resolve(checkpoint: str) -> str:
-    """The name as it is, with ``~`` written out."""
+    """A checkpoint as transformers takes it: shipped names become their folder, ``~`` is written out."""
+    if checkpoint in SHIPPED:
+        return str(SHIPPED[checkpoint])
     return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
 
 
@@ -105,7 +111,7 @@ def config_of(checkpoint: str, trust_remote_code: bool) -> Any:
     looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
     if looks_local and not Path(checkpoint).expanduser().is_dir():
         raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder or a hub name such as owner/name."
+            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder, a hub name such as owner/name, or {' or '.join(SHIPPED)}."
         )
     if looks_local and not (Path(checkpoint).expanduser() / "config.json").is_file():
         raise CheckpointError(f"backbone.checkpoint {checkpoint!r} has no config.json; give a folder that save_pretrained wrote.")

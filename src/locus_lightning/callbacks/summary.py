@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +29,7 @@ class Summary(L.Callback):
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
+        self.validated_at: int | None = None
         self._validation_started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +45,9 @@ class Summary(L.Callback):
         self._validation_started = perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add a validation's time."""
+        """Add a validation's time, and remember after which step it was."""
+        if not trainer.sanity_checking:
+            self.validated_at = trainer.global_step
         self.seconds["validation"] += perf_counter() - self._validation_started
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -82,8 +86,8 @@ class Summary(L.Callback):
             "steps": self.steps,
             "seed": seed,
             "sampling": dict(vars(sampling)),
-            "before": _plain(before),
-            "after": _plain(after),
+            "before": plain_figures(before),
+            "after": plain_figures(after),
             "seconds": {phase: round(value, 2) for phase, value in self.seconds.items()},
             "data": data,
             "versions": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
@@ -138,7 +142,8 @@ def _change(before: float | None, after: float) -> str:
     return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
 
 
-def _plain(figures: dict[str, float]) -> dict[str, float]:
+def plain_figures(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Figures for a file: numbers of six places, without ``val/`` before their names."""
     return {name.removeprefix("val/"): round(float(value), 6) for name, value in figures.items()}
 
 

@@ -141,7 +141,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 
 def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
-    """As :func:`attribute`, with four lettered options."""
+    """As :func:`attribute`, with four lettered options; the answer is the words of one, which scoring takes for its letter."""
     plain = attribute(scene, rng)
     if plain is None:
         return None
@@ -149,7 +149,7 @@ def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 
 def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
-    """As :func:`relation`, with two lettered options."""
+    """As :func:`relation`, with two lettered options; answered likewise."""
     plain = relation(scene, rng)
     if plain is None:
         return None
@@ -158,7 +158,7 @@ def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 
 def _lettered(question: str, options: list[str], rng: np.random.Generator) -> Lesson:
-    return Lesson(*with_options(question, options, rng))
+    return Lesson(with_options(question, options, rng)[0], options[0])
 
 
 def with_options(question: str, options: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:

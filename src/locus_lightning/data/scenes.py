@@ -103,18 +103,22 @@ class SceneCues(CueSource):
         return Scene(image, tuple(boxes), tuple(looks))
 
     def cue(self, name: str, rng: np.random.Generator) -> CueSample:
-        """One sample from a scene of its own.
+        """One sample from a scene of its own. Its size bin is drawn by the sampler's mix, then scenes until one has such an object;
+        bins that 20 scenes do not have are passed over.
 
         Raises:
             ConfigError: no scene holds an object that the cue sampler takes.
         """
         sampler = self.cue_sampler
-        for _ in range(200):
-            scene = self.draw(rng)
-            window = sampler.choose(sampler.sample(scene.image.size, scene.objects, rng) or [], rng)
-            if window is not None:
-                x1, y1, x2, y2 = window.box
-                return CueSample(name, scene.image, sampler.cue(scene.image, window), (float(x1), float(y1), float(x2), float(y2)))
+        shares = np.array(list(sampler.mix.values()))
+        for k in rng.choice(len(shares), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist():
+            for _ in range(20):
+                scene = self.draw(rng)
+                windows = sampler.sample(scene.image.size, scene.objects, rng) or []
+                window = sampler.choose([w for w in windows if w.size_bin == list(sampler.mix)[k]], rng)
+                if window is not None:
+                    x1, y1, x2, y2 = window.box
+                    return CueSample(name, scene.image, sampler.cue(scene.image, window), (float(x1), float(y1), float(x2), float(y2)))
         raise ConfigError(
             f"SceneCues draws no object that the cue sampler takes (mix {sampler.mix}, min_side {sampler.min_side}): "
             f"widen object_size {self.object_size} or the mix."

@@ -160,11 +160,15 @@ def lettered(question: str, options: Mapping[str, str]) -> str:
     return f"{question}\n" + "".join(f"({letter}) {option}\n" for letter, option in options.items()) + LETTERS
 
 
-def find(image: Image.Image, expression: str, backbone: Backbone, instruction: str = "") -> Question:
-    """A question for the box of an expression, in the model's own unit."""
+FIND = "Find this: {expression}. Give its bounding box as [x1, y1, x2, y2] in {unit}."
+"""How the box of an expression is asked for, unless the user says it otherwise."""
+
+
+def find(image: Image.Image, expression: str, backbone: Backbone, instruction: str = "", words: str = FIND) -> Question:
+    """A question for the box of an expression, in the model's own unit; ``words`` hold ``{expression}``, and may hold ``{unit}``."""
     unit = backbone.frame(Question("", image, "", "")).unit.replace("image 1", "the image")
-    words = f"Find this: {expression}. Give its bounding box as [x1, y1, x2, y2] in {unit}.{instruction}"
-    return Question("", image, words.replace("{", "{{").replace("}", "}}"), "")
+    text = words.replace("{expression}", expression).replace("{unit}", unit) + instruction
+    return Question("", image, text.replace("{", "{{").replace("}", "}}"), "")
 
 
 def text_of(row: Mapping[str, Any], *names: str) -> str:

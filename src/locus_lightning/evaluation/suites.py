@@ -16,7 +16,7 @@ from locus_lightning.data.source import CueKey
 from locus_lightning.errors import DataError
 from locus_lightning.evaluation.base import LETTERS, Benchmark, Choice, Item, Scored, YesNo, find, lettered, text_of
 from locus_lightning.evaluation.tables import picture_bytes, rows_of
-from locus_lightning.evaluation.vstar import SmallStar, VStar
+from locus_lightning.evaluation.vstar import SmallStar, VStar, options_of
 from locus_lightning.geometry import clip_box, iou
 from locus_lightning.response import boxes_in, parse_response, payload
 from locus_lightning.types import Box, CueSample, Question
@@ -91,11 +91,12 @@ class ZoomBench(Choice):
                 if str(row["question_type"]).strip().casefold() != "mcq":
                     continue
                 text = text_of(row, "query", "prompt", "question").replace("<image>", "").strip()
-                options = _listed_options(text) or _listed_options(text_of(row, "options"))
+                inside = options_of(text)
+                options = inside or options_of(text_of(row, "options"))
                 letter = re.match(r"\(?([A-H])\b", text_of(row, "response", "answer").strip().upper())
                 if letter is None or letter[1] not in options:
                     raise ValueError(f"the answer {text_of(row, 'response', 'answer')!r} is no option of {', '.join(options) or 'none'}")
-                lines = text if _listed_options(text) else lettered(text, options)
+                lines = text if inside else lettered(text, options)
                 asked = lines if lines.endswith(LETTERS) else f"{lines}\n{LETTERS}"
                 kind = str(row.get("category") or row.get("dimension") or "")
                 items.append(
@@ -104,12 +105,6 @@ class ZoomBench(Choice):
             except (KeyError, ValueError, TypeError) as cause:
                 self.note(place, cause)
         return items
-
-
-def _listed_options(text: str) -> dict[str, str]:
-    """Options that stand in a text on lines of their own, as ``A. red``, ``A) red`` or ``(A) red``; empty unless they begin with A and go on."""
-    found = {letter: option.strip() for letter, option in re.findall(r"^ *\(?([A-H])[.):] *(.+)$", text, re.MULTILINE)}
-    return found if "".join(found) == "ABCDEFGH"[: len(found)] and len(found) > 1 else {}
 
 
 def _pixel_box(value: Any) -> tuple[Box, ...]:

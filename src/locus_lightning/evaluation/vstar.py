@@ -73,5 +73,7 @@ def _item(folder: Path, row: dict[str, Any]) -> Item:
 
 
 def options_of(text: str) -> dict[str, str]:
-    """The lettered options that a question lists: ``(A) red`` on a line of its own."""
-    return {letter: option.strip() for letter, option in re.findall(r"^\(([A-H])\) *(.+)$", text, re.MULTILINE)}
+    """The lettered options that a text lists on lines of their own, as ``(A) red``, ``A) red`` or ``A. red``; empty unless they begin with A
+    and go on."""
+    found = {letter: option.strip() for letter, option in re.findall(r"^ *\(?([A-H])[.):] *(.+)$", text, re.MULTILINE)}
+    return found if len(found) > 1 and "".join(found) == "ABCDEFGH"[: len(found)] else {}
