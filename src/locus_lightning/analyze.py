@@ -21,6 +21,7 @@ from locus_lightning.backbones.looking import Looking, look
 from locus_lightning.data.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import FIND, Item, extract_letter, find
+from locus_lightning.evaluation.run import gained
 from locus_lightning.evaluation.vstar import read_vstar
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
@@ -125,13 +126,14 @@ def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tup
         of = {k: [row for row, item in zip(rows, items, strict=True) if k in ("", item.kind)] for k in kinds}
         accuracies[name] = {k: (mean(full for full, _ in some), mean(alone for _, alone in some)) for k, some in of.items()}
         table.add_row(name, *(f"{100 * full:.1f} / {100 * alone:.1f}" for full, alone in accuracies[name].values()))
-    report = {
+    report: dict[str, Any] = {
         "questions": len(items),
         "models": {n: {k or "all": {"full": a, "alone": b} for k, (a, b) in f.items()} for n, f in accuracies.items()},
     }
-    (folder / "context.json").write_text(json.dumps(report, indent=2) + "\n")
     context_bars(folder / "context.png", accuracies)
     Console().print(table)
+    report |= tell_gain("accuracy, full image", {n: [float(full) for full, _ in rows] for n, rows in found.items()})
+    (folder / "context.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"context.json and context.png: {folder}")
 
 
@@ -140,22 +142,33 @@ def write_grounding(folder: Path, items: Sequence[Item], found: dict[str, list[G
     table = Table(title=f"IoU of the queried object and the answer to the question ({len(items)} questions)")
     for title in ("model", "mean IoU", "IoU where right", "IoU where wrong", "accuracy"):
         table.add_column(title, overflow="fold")
-    report, plots = {}, {}
+    models, plots = {}, {}
     for name, rows in found.items():
         good, bad = ([row.iou for row in rows if row.right is right] for right in (True, False))
         plots[name] = (by_iou(rows), good, bad)
-        report[name] = {"mean_iou": mean(row.iou for row in rows), "accuracy": mean(row.right for row in rows), "by_iou": plots[name][0],
+        models[name] = {"mean_iou": mean(row.iou for row in rows), "accuracy": mean(row.right for row in rows), "by_iou": plots[name][0],
                         "iou_right": mean(good) if good else None, "iou_wrong": mean(bad) if bad else None}  # fmt: skip
         table.add_row(
             name,
-            f"{report[name]['mean_iou']:.3f}",
+            f"{models[name]['mean_iou']:.3f}",
             *(f"{mean(v):.3f}" if v else "none" for v in (good, bad)),
-            f"{report[name]['accuracy']:.3f}",
+            f"{models[name]['accuracy']:.3f}",
         )
-    (folder / "grounding.json").write_text(json.dumps({"questions": len(items), "models": report}, indent=2) + "\n")
     grounding_plots(folder / "grounding.png", plots)
     Console().print(table)
+    gain = tell_gain("IoU of the queried object", {n: [row.iou for row in rows] for n, rows in found.items()})
+    (folder / "grounding.json").write_text(json.dumps({"questions": len(items), "models": models, **gain}, indent=2) + "\n")
     print(f"grounding.json and grounding.png: {folder}")
+
+
+def tell_gain(what: str, found: dict[str, list[float]]) -> dict[str, Any]:
+    """Of two models: the mean gain by question with its 95 % interval, printed, and as an entry of the report."""
+    if len(found) != 2:
+        return {}
+    before, after = found.values()
+    gain, low, high = gained([b - a for a, b in zip(before, after, strict=True)])
+    print(f"{what}, second model less first, paired by question: {gain:+.3f} (95 % {low:+.3f} to {high:+.3f})")
+    return {"gain": {"of": what, "mean": gain, "low": low, "high": high}}
 
 
 def questions(suite: str, number: int, scratch: Path) -> list[Item]:
@@ -214,6 +227,7 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[Looking]], 
         rows = [(items[i].picture(), items[i].boxes, items[i].text.split("\n")[0], {n: found[n][i].heatmap() for n in found})
                 for i in list(every)[:pictures]]  # fmt: skip
         heatmaps(folder / "heatmaps.png", rows)
-    (folder / "attention.json").write_text(json.dumps(report, indent=2) + "\n")
     Console().print(table)
+    report |= tell_gain("AIB", {n: [seen.in_box(i.boxes)[0] for seen, i in zip(looks, items, strict=True)] for n, looks in found.items()})
+    (folder / "attention.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"figures and attention.json: {folder}")

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -125,8 +125,10 @@ def run_study(study: Study, folder: Path, workers: int, only: Sequence[str] = ()
     threads = max(1, (os.cpu_count() or 1) // workers)
     failed: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
-        for name, status in pool.map(lambda job: _run(folder / f"{job[0].name}-{job[1]}", threads), left):
-            print(f"{name}: {'done' if status == 0 else f'failed, see {folder / name}/log.txt'}", flush=True)
+        running = [pool.submit(_run, folder / f"{arm.name}-{seed}", threads) for arm, seed in left]
+        for number, ended in enumerate(as_completed(running), 1):
+            name, status = ended.result()
+            print(f"{number} of {len(left)}, {name}: {'done' if status == 0 else f'failed, see {folder / name}/log.txt'}", flush=True)
             if status:
                 failed.append(name)
     if failed:

@@ -118,7 +118,7 @@ class CueModule(L.LightningModule):
         figures = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         if self.trainer.sanity_checking:
-            self.before = figures
+            self.before |= figures  # callbacks may have added theirs
             for logger in self.loggers:
                 logger.log_metrics(figures, step=0)
             return

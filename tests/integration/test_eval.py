@@ -53,12 +53,14 @@ def test_the_papers_benchmarks_that_are_there_stand_beside_its_figures(locus, tm
 
 @pytest.mark.parametrize("what", ["attention", "context", "grounding"])
 def test_analyses_write_figures(locus, tmp_path, what):
-    status, _, err = locus("analyze", what, "toy:llava", "--against", "toy:internvl", "--number", "3", "--out", "look")
+    status, out, err = locus("analyze", what, "toy:llava", "--against", "toy:internvl", "--number", "3", "--out", "look")
     assert status == 0, err
     report = json.loads((tmp_path / "look" / f"{what}.json").read_text())
     assert report["questions"] == 6
     assert set(report["models"]) == {"toy:llava", "toy:internvl"}
     assert all(path.stat().st_size > 5000 for path in (tmp_path / "look").glob("*.png"))
+    assert report["gain"]["low"] <= report["gain"]["mean"] <= report["gain"]["high"]
+    assert "paired by question" in out
     if what == "attention":
         found = report["models"]["toy:llava"]
         assert len(found["aib_by_layer"]) == 3

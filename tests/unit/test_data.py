@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco import CocoCues
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.sampler import NO_PROMPTS, PacedLoader, ResumableSampler
@@ -299,3 +300,13 @@ def test_real_photos():
         sample = train[CueKey(0, i)]
         assert not sample.quarantined
         assert sample.cue.image.width >= 12
+
+
+def test_scenes_hold_to_the_mix_and_pass_over_sizes_they_do_not_have():
+    mix = {"tiny": 0.7, "small": 0.3}
+    for sampler in (ObjectCues(mix, min_side=12), TextCues(mix, min_side=12)):
+        cues = SceneCues(image_size=192, objects=(4, 6), object_size=(0.065, 0.22), cue_sampler=sampler).dataset("train", 0)
+        bins = Counter(cues[CueKey(0, i)].cue.window.size_bin for i in range(300))
+        assert bins["tiny"] / 300 == pytest.approx(0.7, abs=0.08)  # three standard deviations
+    large = SceneCues(image_size=96, objects=(1, 1), object_size=(0.5, 0.6), cue_sampler=ObjectCues({"tiny": 1, "large": 1}))
+    assert {large.dataset("val", 0)[CueKey(0, i)].cue.window.size_bin for i in range(4)} == {"large"}

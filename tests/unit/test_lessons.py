@@ -188,22 +188,6 @@ def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():
             assert len(pieces) <= len(text.split()) + 7 * text.count("[") + 3 * text.count("(") + text.count(";") + 6, pieces
 
 
-def test_a_map_says_what_is_in_every_cell():
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        scene = SCENES.draw(rng)
-        made = TASKS["map"](scene, rng)
-        cells = np.array(made.answer.split()).reshape(8, 8)
-        attribute = "colour" if "colour" in made.text else "shape"
-        for (x1, y1, x2, y2), look in zip(scene.boxes, scene.looks, strict=True):
-            row, column = (int(v / 96 * 8) for v in ((y1 + y2) / 2, (x1 + x2) / 2))
-            over = [o for o, box in zip(scene.looks, scene.boxes, strict=True) if box[0] < (column + 1) * 12 and box[2] > column * 12
-                    and box[1] < (row + 1) * 12 and box[3] > row * 12]  # fmt: skip
-            assert cells[row, column] in {getattr(o, attribute) for o in over}
-            assert over != [look] or cells[row, column] == getattr(look, attribute)
-        assert (cells == "none").any()
-
-
 def test_named_by_colour_alone():
     stage = Stage(
         1, SceneCues(image_size=96, objects=(2, 3), colours=["red", "green", "blue"]), {"list": 1, "ground": 1}, colours_only=True

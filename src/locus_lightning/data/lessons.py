@@ -72,24 +72,6 @@ def list_boxes(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     return Lesson("What is where?", answer, tuple(scene.boxes[i] for i in order))
 
 
-_GRID = 8
-
-
-def map_grid(scene: Scene, rng: np.random.Generator) -> Lesson | None:
-    """Colour or shape in every cell of an 8 x 8 grid, row by row: the densest way to teach what is where."""
-    asked = ("colour", "shape")[int(rng.integers(2))]
-    edges = np.linspace(0, scene.image.width, _GRID + 1)
-    boxes = np.array(scene.boxes)  # (objects, 4)
-    along = [np.clip(np.minimum.outer(boxes[:, k + 2], edges[1:]) - np.maximum.outer(boxes[:, k], edges[:-1]), 0, None) for k in (0, 1)]
-    covered = along[1][:, :, None] * along[0][:, None, :]  # (objects, rows, columns), square pixels
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    enough = covered >= 0.25 * np.minimum(areas, edges[1] ** 2)[:, None, None]
-    words = [getattr(look, asked) for look in scene.looks]
-    most = np.where(enough, covered, 0).argmax(0)
-    cells = [words[i] if some else "none" for i, some in zip(most.flat, enough.any(0).flat, strict=True)]
-    return Lesson(f"Map every {asked}.", " ".join(cells))
-
-
 def ground(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     """The box of a phrase."""
     i = _some(scene, rng)
@@ -185,7 +167,6 @@ def position(scene: Scene, pair: tuple[int, int], names: tuple[str | None, str |
 
 
 TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
-    "map": map_grid,
     "list": list_objects,
     "list_boxes": list_boxes,
     "ground": ground,
@@ -207,7 +188,7 @@ class Stage:
     Args:
         epochs: epochs it lasts; the last stage lasts to the end.
         scenes: what is drawn.
-        mix: share of each kind of lesson: map, list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
+        mix: share of each kind of lesson: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
             choose_relation, and cue (the search in its own format).
         cues: scenes of the ``cue`` lessons; null: ``scenes``.
         colours_only: objects have different colours and are named by them alone: the place behind a name is found far sooner when the

@@ -18,7 +18,7 @@ from locus_lightning.backbones.toy.llava import llava
 SIDE, PATCH, WIDTH, HEADS = 96, 12, 96, 4
 """Pixels of an image and of a patch; width of tower and language model."""
 
-_WORDS = (
+_WORDS = (  # "none" and "Map every" are used by no lesson any more: another vocabulary is another initialisation
     "red green blue yellow orange purple white black pink cyan plain striped dotted checked "
     "circle square triangle diamond cross ring left right above below thing circles squares triangles diamonds crosses rings things\n"
     + "".join(
