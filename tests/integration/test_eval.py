@@ -83,9 +83,10 @@ def test_attention_in_box_is_logged_beside_cue_iou(locus, tmp_path):
     )
     assert status == 0, err
     (summary,) = tmp_path.rglob("summary.json")
-    after = json.loads(summary.read_text())["after"]
-    assert 0 < after["eval/smallstar_aib"] < 1
-    assert "iou" in after
+    written = json.loads(summary.read_text())
+    for figures in (written["before"], written["after"]):
+        assert 0 < figures["eval/smallstar_aib"] < 1
+        assert "iou" in figures
 
 
 @pytest.mark.skipif(PHOTOS is None, reason="no folder of photos beside the checkout")
