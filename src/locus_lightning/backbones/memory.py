@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.hf import CHUNK, TOWER_PROMPTS
+from locus_lightning.backbones.encoding import TOWER_PROMPTS
+from locus_lightning.backbones.hf import CHUNK
 
 GIB = 2**30
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
