@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from locus_lightning.data.drawing import COLOURS
 from locus_lightning.data.smallstar import KINDS, write_smallstar
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import extract_letter
+from locus_lightning.evaluation.run import fingerprint
 from locus_lightning.evaluation.vstar import options_of, read_vstar
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "the left side"}
@@ -91,3 +93,17 @@ def test_what_is_not_a_benchmark_is_named(tmp_path):
     (tmp_path / "test_questions.jsonl").write_text('{"image": "a.png", "text": "?", "label": "A", "category": "x", "question_id": 1}\n')
     with pytest.raises(DataError, match="does not exist"):
         read_vstar(tmp_path)
+
+
+def test_a_fingerprint_is_of_the_weights_alone_not_of_the_order_they_are_added_in(make_backbone):
+    backbone = make_backbone("llava")
+    before, threads = fingerprint(backbone), torch.get_num_threads()
+    try:
+        for other in (1, 3):
+            torch.set_num_threads(other)
+            assert fingerprint(backbone) == before
+    finally:
+        torch.set_num_threads(threads)
+    with torch.no_grad():
+        next(backbone.model.parameters()).view(-1)[0] += 0.1
+    assert fingerprint(backbone) != before

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import track
 
 from locus_lightning.backbones.hf import HFBackbone
@@ -152,10 +153,14 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def fingerprint(backbone: HFBackbone) -> str:
-    """Of the weights that answer: a sum over all parameters, so that another checkpoint of the same name is not taken for this one."""
+    """Of the weights that answer: a sum over all parameters, so that another checkpoint of the same name is not taken for this one.
+
+    In float64 and to fixed places, so that neither the number of threads nor the device, which add up in another order, changes it.
+    """
     digest = hashlib.sha256()
     for name, parameter in backbone.model.named_parameters():
-        digest.update(f"{name} {float(parameter.detach().float().sum()):.6e}".encode())
+        total = float(parameter.detach().sum(dtype=torch.float64))
+        digest.update(f"{name} {total / parameter.numel() ** 0.5:.8f}".encode())
     return digest.hexdigest()[:16]
 
 
