@@ -121,7 +121,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(options.run / "model", folder)
         run = about_run(summary, options.run) | {"history": options.history}
-        facts = {"run": run | ({"minutes": options.minutes} if options.minutes else {}), "parameters": parameters(folder)}
+        if options.minutes:
+            run["minutes"] = options.minutes
+        facts = {"run": run, "parameters": parameters(folder)}
     else:
         parser.error("give the folder of a finished run (it holds summary.json), or --scores-only")
     facts["scores"] = measure(folder)

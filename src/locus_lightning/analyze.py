@@ -228,6 +228,6 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[Looking]], 
                 for i in list(every)[:pictures]]  # fmt: skip
         heatmaps(folder / "heatmaps.png", rows)
     Console().print(table)
-    report |= tell_gain("AIB", {n: [seen.in_box(i.boxes)[0] for seen, i in zip(looks, items, strict=True)] for n, looks in found.items()})
+    report |= tell_gain("AIB", {n: [row["aib"] for row in facts["by_question"]] for n, facts in report["models"].items()})
     (folder / "attention.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"figures and attention.json: {folder}")

@@ -111,11 +111,11 @@ class SceneCues(CueSource):
         """
         sampler = self.cue_sampler
         shares = np.array(list(sampler.mix.values()))
-        for k in rng.choice(len(shares), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist():
+        for wanted in rng.choice(list(sampler.mix), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist():
             for _ in range(20):
                 scene = self.draw(rng)
                 windows = sampler.sample(scene.image.size, scene.objects, rng) or []
-                window = sampler.choose([w for w in windows if w.size_bin == list(sampler.mix)[k]], rng)
+                window = sampler.choose([w for w in windows if w.size_bin == wanted], rng)
                 if window is not None:
                     x1, y1, x2, y2 = window.box
                     return CueSample(name, scene.image, sampler.cue(scene.image, window), (float(x1), float(y1), float(x2), float(y2)))
