@@ -95,7 +95,8 @@ class Question:
     """A plain question about one image with its right answer: a supervised lesson, or an item of a benchmark.
 
     ``text`` and ``answer`` hold ``{0}``, ``{1}``, ... where ``boxes`` (original pixels) go, written in the model's own frame;
-    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped.
+    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped; ``verdict`` the last words of an
+    answer that leads up to them: they alone decide whether it is right.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Question:
     answer: str = ""
     boxes: tuple[Box, ...] = ()
     task: str = ""
+    verdict: str = ""
     quarantined: tuple[tuple[str, str], ...] = ()
 
 

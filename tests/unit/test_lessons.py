@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from locus_lightning.backbones.toy.locus_tiny import locus_tiny
+from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.cue_samplers.text_cue import TextCues
+from locus_lightning.data.drawing import SHAPES
 from locus_lightning.data.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
 from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueBatch, CueKey
@@ -60,7 +63,7 @@ def test_every_kind_is_answered_from_its_scene(task):
             attribute = {"colour": word} if "things" in made.text else {"shape": word.removesuffix("es" if word == "crosses" else "s")}
             assert int(made.answer) == len(matching(scene.looks, **attribute))
         elif task.startswith("choose"):
-            assert f") {made.answer}\n" in made.text
+            assert f") {made.verdict or made.answer}\n" in made.text
         else:
             assert made.answer
 
@@ -74,10 +77,12 @@ def test_relations_are_true():
         if made is None or len(scene.boxes) < 2 or scene.looks[0].colour == scene.looks[1].colour:
             continue
         first = 0 if _fits(made.text.split(" the ")[1], scene.looks[0]) else 1
-        axis = 0 if made.answer in ("left", "right") else 1
+        axis = 0 if made.verdict in ("left", "right") else 1
         centre = [box[axis] + box[axis + 2] for box in scene.boxes]
-        assert (made.answer in ("left", "above")) == (centre[first] < centre[1 - first])
-        seen.add(made.answer)
+        assert (made.verdict in ("left", "above")) == (centre[first] < centre[1 - first])
+        assert made.answer == f"{{0}} {{1}} {made.verdict}"
+        assert made.boxes == (scene.boxes[first], scene.boxes[1 - first])
+        seen.add(made.verdict)
     assert seen == {"left", "right", "above", "below"}
 
 
@@ -103,9 +108,22 @@ def test_lessons_follow_their_stage_and_depend_on_the_key_alone():
     assert {s.task for s in held_out if isinstance(s, Question)} == set(TASKS)
 
 
+def test_the_search_is_asked_for_by_a_crop_and_by_words():
+    large = {"image_size": 96, "objects": (1, 2), "object_size": (0.3, 0.4)}
+    by_crop = SceneCues(**large, cue_sampler=ObjectCues({"medium": 1, "large": 1}, min_side=8))
+    by_words = SceneCues(**large, cue_sampler=TextCues({"medium": 1, "large": 1}, min_side=8))
+    stage = Stage(1, SCENES, {"cue": 1, "text_cue": 1}, cues=by_crop, text_cues=by_words)
+    one, other = sorted(lessons("x", stage, 2, np.random.default_rng(0)), key=lambda sample: bool(sample.cue.text))
+    assert not one.cue.text
+    assert other.cue.text.split()[-1] in SHAPES
+
+
 def test_a_mix_of_unknown_kinds_or_impossible_lessons_is_refused():
     with pytest.raises(ConfigError, match="unknown: cues"):
         Stage(1, SCENES, {"cues": 1.0})
+    for text_cues in (None, SCENES):
+        with pytest.raises(ConfigError, match="whose cue_sampler is TextCues"):
+            Stage(1, SCENES, {"text_cue": 1.0}, text_cues=text_cues)
     with pytest.raises(ConfigError, match="give no lesson"):
         lessons("x", Stage(1, SceneCues(objects=(1, 1)), {"relation": 1.0}), 1, np.random.default_rng(0))
 
@@ -176,6 +194,10 @@ def test_marks(make_backbone, samples):
     words = Question("q", image, "What is at {0}?", "red circle", ((10.0, 10.0, 50.0, 50.0),))
     assert backbone.mark(words, " red circle ") == 1.0
     assert backbone.mark(words, "red") == 0.0
+    led_up_to = Question("q", image, "Left or right?", "{0} {1} left", asked.boxes, verdict="left")
+    assert backbone.mark(led_up_to, backbone.right_answer(led_up_to)) == 1.0
+    assert backbone.mark(led_up_to, "[1, 2, 3, 4] [5, 6, 7, 8] left") == 1.0  # the verdict alone decides
+    assert backbone.mark(led_up_to, "left [1, 2, 3, 4]") == backbone.mark(led_up_to, "right") == 0.0
 
 
 def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():

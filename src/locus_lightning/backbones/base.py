@@ -251,8 +251,10 @@ class Backbone(nn.Module, ABC):
         return write_response(self.prompt.rationale, self.frame(sample).to_text(sample.box))
 
     def mark(self, question: Question, text: str) -> float:
-        """Score in [0, 1] of an answer to a plain question: 1 where it is the right words; where boxes are asked for, the mean over
-        the right boxes of the best IoU among those answered."""
+        """Score in [0, 1] of an answer to a plain question: 1 where it is the right words, or ends with the right verdict; where boxes
+        are asked for, the mean over the right boxes of the best IoU among those answered."""
+        if question.verdict:
+            return float(text.split()[-1:] == [question.verdict])
         if not question.boxes or "{0}" not in question.answer:
             return float(text.strip() == self.right_answer(question))
         frame = self.frame(question)

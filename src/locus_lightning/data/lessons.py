@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.drawing import COLOURS, SHAPES, TEXTURE_WORDS, Look
 from locus_lightning.data.scenes import Scene, SceneCues
 from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Sample, Split
@@ -22,6 +23,7 @@ class Lesson:
     answer: str
     boxes: tuple[Box, ...] = ()
     crop: IntBox | None = None
+    verdict: str = ""
 
 
 def matching(looks: Sequence[Look], **wanted: str) -> list[int]:
@@ -113,13 +115,16 @@ def count(scene: Scene, rng: np.random.Generator) -> Lesson | None:
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
-    """Which of two objects is further left, or higher."""
+    """Which of two objects is further left, or higher. The answer says where both are before it compares them: within a word, a model
+    of a few layers does not."""
     if len(scene.boxes) < 2:
         return None
     i, j = (int(k) for k in rng.permutation(len(scene.boxes))[:2])
     axis = int(rng.integers(2))
     found = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
-    return found and Lesson(found[0], found[1][0])  # type: ignore[return-value]
+    if found is None:
+        return None
+    return Lesson(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0])
 
 
 def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -127,7 +132,7 @@ def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     plain = attribute(scene, rng)
     if plain is None:
         return None
-    return _lettered(plain.text, attribute_options(plain.answer, rng), rng)
+    return replace(plain, text=with_options(plain.text, attribute_options(plain.answer, rng), rng)[0])
 
 
 def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
@@ -135,12 +140,8 @@ def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     plain = relation(scene, rng)
     if plain is None:
         return None
-    other = {"left": "right", "right": "left", "above": "below", "below": "above"}[plain.answer]
-    return _lettered(plain.text, [plain.answer, other], rng)
-
-
-def _lettered(question: str, options: list[str], rng: np.random.Generator) -> Lesson:
-    return Lesson(with_options(question, options, rng)[0], options[0])
+    other = {"left": "right", "right": "left", "above": "below", "below": "above"}[plain.verdict]
+    return replace(plain, text=with_options(plain.text, [plain.verdict, other], rng)[0])
 
 
 def with_options(question: str, options: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
@@ -178,7 +179,10 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
     "choose_attribute": choose_attribute,
     "choose_relation": choose_relation,
 }
-"""Kinds of lesson; ``cue`` beside them is the search itself."""
+"""Kinds of lesson; beside them :data:`SEARCH` is the search itself."""
+
+SEARCH = ("cue", "text_cue")
+"""The search in its own format, by a crop and by words."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +193,9 @@ class Stage:
         epochs: epochs it lasts; the last stage lasts to the end.
         scenes: what is drawn.
         mix: share of each kind of lesson: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
-            choose_relation, and cue (the search in its own format).
+            choose_relation, and in the search's own format cue and text_cue.
         cues: scenes of the ``cue`` lessons; null: ``scenes``.
+        text_cues: scenes of the ``text_cue`` lessons; their cue sampler is ``TextCues``.
         colours_only: objects have different colours and are named by them alone: the place behind a name is found far sooner when the
             name is one word that stands right before the box.
     """
@@ -199,15 +204,18 @@ class Stage:
     scenes: SceneCues
     mix: dict[str, float]
     cues: SceneCues | None = None
+    text_cues: SceneCues | None = None
     colours_only: bool = False
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.mix) - {*TASKS, "cue"})
+        unknown = sorted(set(self.mix) - {*TASKS, *SEARCH})
         if unknown or not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
             raise ConfigError(
-                f"SceneLessons: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join(TASKS)}, cue"
+                f"SceneLessons: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join([*TASKS, *SEARCH])}"
                 + (f" (unknown: {', '.join(unknown)})." if unknown else ".")
             )
+        if self.mix.get("text_cue") and not (self.text_cues and isinstance(self.text_cues.cue_sampler, TextCues)):
+            raise ConfigError("SceneLessons: a stage's mix has text_cue; give it text_cues, scenes whose cue_sampler is TextCues.")
         if self.colours_only and self.scenes.objects[1] > len(self.scenes.colours):
             raise ConfigError(
                 f"SceneLessons: colours_only with up to {self.scenes.objects[1]} objects and {len(self.scenes.colours)} colours; give more colours."
@@ -291,13 +299,14 @@ def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> t
         if attempt % 20 == 0:
             scene = _scene(stage, rng)
         task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
-        if task == "cue":
-            found.setdefault("cue", (stage.cues or stage.scenes).cue(name, rng))
+        if task in SEARCH:
+            scenes = stage.text_cues if task == "text_cue" else stage.cues
+            found.setdefault(task, (scenes or stage.scenes).cue(name, rng))
         else:
             made = TASKS[task](scene, rng)
             if made:
                 image = scene.image if made.crop is None else scene.image.crop(made.crop)
-                found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task))
+                found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
         if len(found) == number or (found and attempt == 19):
             return tuple(found.values())
     raise ConfigError(f"SceneLessons: scenes with {stage.scenes.objects} objects give no lesson of {tasks}; change the mix.")

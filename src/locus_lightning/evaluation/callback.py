@@ -30,7 +30,7 @@ class DownstreamAccuracy(L.Callback):
     """
 
     def __init__(
-        self, suite: str = "smallstar", number: int = 100, max_new_tokens: int = 16, batch_size: int = 64, attention: int = 0
+        self, suite: str = "smallstar", number: int = 100, max_new_tokens: int = 32, batch_size: int = 64, attention: int = 0
     ) -> None:
         if min(number, max_new_tokens, batch_size, attention + 1) < 1:
             raise ConfigError(
