@@ -71,8 +71,8 @@ pipeline_tag: image-text-to-text
 
 A vision-language model of {facts["parameters"]:,} parameters for drawn scenes: LLaVA with a CLIP tower (96 px, patches of 12) and a Qwen3
 of four layers, its own tokenizer, boxes in pixels of its input. It names objects, finds them by a phrase, lists them, answers
-questions about colour, shape, number and place. It is there to be trained on cue search, which it has hardly been taught.
-It knows nothing of photos.
+questions about colour, shape, number and place; before it says which of two is further left or higher, it says where both are.
+It is there to be trained on cue search, which it has hardly been taught. It knows nothing of photos.
 
 | | |
 |---|---|
