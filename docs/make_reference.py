@@ -20,11 +20,16 @@ from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.cold_start import ColdStart
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
+from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco import CocoCues
+from locus_lightning.data.corpus import CorpusCues
 from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.lessons import SceneLessons, Stage
 from locus_lightning.data.scenes import SceneCues
+from locus_lightning.evaluation.callback import DownstreamAccuracy
 from locus_lightning.module import LocusModule
 from locus_lightning.objectives.grpo import GRPO
+from locus_lightning.optimizers import MuonAdamW
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import Sampling
@@ -41,8 +46,11 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model.init_args.objective", "", [GRPO]),
     ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, Sampling]),
     ("data", "", [CueDataModule]),
-    ("data.source", "By class name.", [CocoCues, SceneCues]),
-    ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues]),
+    ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneLessons]),
+    ("data.source.init_args.stages", "Of `SceneLessons`: a list.", [Stage]),
+    ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues, TextCues]),
+    ("model.init_args.optimizer", "torch's by dotted path, such as `torch.optim.AdamW`; ours by class name.", [MuonAdamW]),
+    ("trainer.callbacks", "By dotted path, such as `locus_lightning.evaluation.callback.DownstreamAccuracy`; Lightning's own by class name.", [DownstreamAccuracy]),
     ("cold_start", "Beside `model` and `data`; null for none.", [ColdStart]),
     ("checkpoints, pictures", "Beside `model` and `data`.", [Checkpoints, CuePictures]),
 ]  # fmt: skip
@@ -59,7 +67,7 @@ def arguments_of(cls: type) -> list[tuple[str, str, str, str]]:
     documented = {p.arg_name: p.description or "" for p in docstring_parser.parse(cls.__doc__ or "").params}
     rows = []
     for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD or name == "params":  # an optimiser is given the parameters
             continue
         default = "required" if parameter.default is inspect.Parameter.empty else show(parameter.default)
         rows.append((name, str(parameter.annotation).replace("|", "\\|"), default, " ".join(documented.get(name, "").split())))
