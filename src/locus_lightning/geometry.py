@@ -143,12 +143,19 @@ class BoxFrame:
         return (x1 / sx - ox, y1 / sy - oy, x2 / sx - ox, y2 / sy - oy)
 
     def to_text(self, box: Box) -> str:
-        """Original pixels -> ``[x1, y1, x2, y2]`` as this frame writes it; a side never rounds to nothing."""
-        step = 10.0**-self.decimals
-        x1, y1, x2, y2 = (round(v, self.decimals) for v in self.to_model(box))
-        x1, y1 = min(x1, self.extent[0] - step), min(y1, self.extent[1] - step)
-        x2, y2 = max(x2, x1 + step), max(y2, y1 + step)
+        """Original pixels -> ``[x1, y1, x2, y2]`` as this frame writes it. A side that would round to nothing is the step that its
+        middle lies in: no end is further off than a step."""
+        x1, y1, x2, y2 = self.to_model(box)
+        (x1, x2), (y1, y2) = self._written(x1, x2, self.extent[0]), self._written(y1, y2, self.extent[1])
         return "[" + ", ".join(f"{v:.{self.decimals}f}" for v in (x1, y1, x2, y2)) + "]"
+
+    def _written(self, low: float, high: float, extent: float) -> tuple[float, float]:
+        step = 10.0**-self.decimals
+        first, last = round(low, self.decimals), round(high, self.decimals)
+        if first < last:
+            return first, last
+        first = min(math.floor((low + high) / 2 / step) * step, extent - step)
+        return first, first + step
 
 
 def whole(size: Size) -> Box:
