@@ -95,8 +95,8 @@ class Question:
     """A plain question about one image with its right answer: a supervised lesson, or an item of a benchmark.
 
     ``text`` and ``answer`` hold ``{0}``, ``{1}``, ... where ``boxes`` (original pixels) go, written in the model's own frame;
-    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped; ``verdict`` the last words of an
-    answer that leads up to them: they alone decide whether it is right.
+    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped; ``verdict`` the last word of an
+    answer that leads up to it: it alone decides whether the answer is right.
     """
 
     id: str
