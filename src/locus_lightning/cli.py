@@ -50,7 +50,7 @@ _SMALL = {
     "export": "export:export_command",
     "eval": "evaluate:eval_command",
     "analyze": "analyze:analyze_command",
-    "study": "study:study_command",
+    "study": "study.command:study_command",
     "plugins": "commands:plugins_command",
     "backbones": "commands:backbones_command",
     "data": "data_commands:data_command",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,47 @@ from locus_lightning.evaluation.base import Benchmark
 from locus_lightning.evaluation.delegated import run_task
 from locus_lightning.evaluation.page import page
 from locus_lightning.evaluation.paper import ROWS, Row
-from locus_lightning.evaluation.run import ANSWERS, Settings, difference, evaluate, limited
+from locus_lightning.evaluation.run import ANSWERS, Settings, difference, evaluate, folder_name, limited
 from locus_lightning.evaluation.suites import SUITES
 from locus_lightning.runs import open_model
 
 
 def eval_command(arguments: Sequence[str]) -> int:
     """Ask, score, compare."""
+    options = _parser().parse_args(arguments)
+    if (
+        any(value is not None and value < 1 for value in (options.batch_size, options.max_new_tokens, options.limit, options.number))
+        or options.pictures < 0
+    ):
+        raise ConfigError("--batch-size, --max-new-tokens, --limit and --number are at least 1, --pictures at least 0.")
+    data = options.data
+    if data is None:
+        if options.suite != "smallstar":
+            where = SUITES[options.suite].where if options.suite in SUITES else f"{', '.join(row.folder for row in ROWS if row.folder)}"
+            raise ConfigError(f"--data is missing: {options.suite} is {where}.")
+        data = made_smallstar(options.out, options.number or 200)
+    elif options.number:
+        raise ConfigError("--number is of the smallstar that is made on the spot; with --data, --limit takes so many of each kind.")
+    settings = Settings(options.max_new_tokens, options.think, options.batch_size, options.limit)
+    names = [options.model, *([options.compare] if options.compare else [])]
+    if options.suite == "paper":
+        tell_paper(options, names, settings)
+        return 0
+    results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options.dtype)
+    folder = options.out / options.suite / folder_name(names[-1])
+    gains = difference(results[0], results[1]) if len(results) == 2 else {}
+    benchmark = SUITES[options.suite](data.expanduser())
+    items = limited(benchmark.load(), settings.limit)
+    where = folder / ("compare.html" if gains else "page.html")
+    where.write_text(page(benchmark, items, results, gains, answers, options.pictures))
+    if gains:
+        (folder / "compare.json").write_text(json.dumps({"against": options.model, "difference": gains}, indent=1) + "\n")
+    tell(options.suite, results, gains)
+    print(f"answers, result.json and {where.name}: {folder}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     known = "\n".join(f"  {name:<15} {kind.where}" for name, kind in SUITES.items())
     parser = argparse.ArgumentParser(
         "locus eval",
@@ -44,6 +78,7 @@ def eval_command(arguments: Sequence[str]) -> int:
         "--out", type=Path, default=Path("runs/eval"), metavar="FOLDER", help="answers, results and pages (default runs/eval)"
     )
     parser.add_argument("--limit", type=int, help="questions of each kind at most")
+    parser.add_argument("--number", type=int, help="of smallstar without --data: questions of each kind (default 200)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the suite's, 1,024 with --think")
     parser.add_argument("--think", action="store_true", help="append the think/answer instruction, for models trained with it")
@@ -51,49 +86,25 @@ def eval_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--lmms-eval", type=Path, metavar="PYTHON",
                         help="with --suite paper: run lmms-eval's share too, by the Python of an environment with plugins/lmms_eval")  # fmt: skip
     parser.add_argument("--pictures", type=int, default=12, help="of wins and of losses on the page (default 12)")
-    options = parser.parse_args(arguments)
-    if (
-        any(value is not None and value < 1 for value in (options.batch_size, options.max_new_tokens, options.limit))
-        or options.pictures < 0
-    ):
-        raise ConfigError("--batch-size, --max-new-tokens and --limit are at least 1, --pictures at least 0.")
-    data = options.data
-    if data is None:
-        if options.suite != "smallstar":
-            where = SUITES[options.suite].where if options.suite in SUITES else f"{', '.join(row.folder for row in ROWS if row.folder)}"
-            raise ConfigError(f"--data is missing: {options.suite} is {where}.")
-        data = options.out / "smallstar-data"
-        if not data.is_dir():
-            write_smallstar(data)
-    settings = Settings(options.max_new_tokens, options.think, options.batch_size, options.limit)
-    names = [options.model, *([options.compare] if options.compare else [])]
-    if options.suite == "paper":
-        tell_paper(options, names, settings)
-        return 0
-    results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options.dtype)
-    folder = options.out / options.suite / _plain(names[-1])
-    gains = difference(results[0], results[1]) if len(results) == 2 else {}
-    benchmark = SUITES[options.suite](data.expanduser())
-    items = limited(benchmark.load(), settings.limit)
-    where = folder / ("compare.html" if gains else "page.html")
-    where.write_text(page(benchmark, items, results, gains, answers, options.pictures))
-    if gains:
-        (folder / "compare.json").write_text(json.dumps({"against": options.model, "difference": gains}, indent=1) + "\n")
-    tell(options.suite, results, gains)
-    print(f"answers, result.json and {where.name}: {folder}")
-    return 0
+    return parser
 
 
-def _plain(name: str) -> str:
-    """A model's name as a folder's."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
+def made_smallstar(out: Path, number: int) -> Path:
+    """SmallStar with so many questions of each kind, in a folder under ``out``; made once, and one that was left half made again."""
+    data = out / f"smallstar-{number}"
+    if not data.is_dir():
+        half = data.with_suffix(".part")
+        shutil.rmtree(half, ignore_errors=True)
+        write_smallstar(half, number)
+        half.rename(data)
+    return data
 
 
 def ask(names: Sequence[str], kind: type[Benchmark], data: Path, out: Path, settings: Settings, dtype: str) -> tuple[list[Any], list[Any]]:
     """Every model's result, and its answers by question."""
     results, answers = [], []
     for name in names:
-        folder = out / _plain(name)
+        folder = out / folder_name(name)
         backbone = open_model(name, dtype)
         results.append(evaluate(backbone, name, kind(data), folder, settings))
         lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()[1:]]
@@ -144,7 +155,7 @@ def scores_of(row: Row, options: argparse.Namespace, names: Sequence[str], setti
     if row.judge and not os.environ.get(row.judge):
         raise DataError(f"lmms-eval's task {row.task} lets a model mark the answers; set {row.judge} for it")
     print(f"{row.label}: lmms-eval's {row.task}, log in {out}", flush=True)
-    return {name: run_task(options.lmms_eval, name, row, out / _plain(name), settings, options.dtype) for name in names}
+    return {name: run_task(options.lmms_eval, name, row, out / folder_name(name), settings, options.dtype) for name in names}
 
 
 def tell(suite: str, results: Sequence[dict[str, Any]], gains: dict[str, tuple[float, float, float]]) -> None:

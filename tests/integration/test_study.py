@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from locus_lightning.study import configuration, markdown, read_study
+from locus_lightning.study.plan import configuration, read_study
+from locus_lightning.study.report import markdown
 from tests.integration.conftest import ROOT
 
 STUDY = {
@@ -21,8 +22,8 @@ STUDY = {
         "model.init_args.micro_batch_size": 4,
         "model.init_args.group_size": 2,
         "model.init_args.sampling.max_new_tokens": 4,
-        "trainer.callbacks": [{"class_path": "locus_lightning.evaluation.callback.DownstreamAccuracy", "init_args": {"number": 2}}],
     },
+    "evaluate": {"suite": "smallstar", "number": 2, "batch-size": 4, "max-new-tokens": 4},
     "arms": {
         "rl": {"label": "crops", "paper": {"V*": 87.4}},
         "random": {
@@ -49,7 +50,12 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     assert "2 runs, 0 done already" in out
     results = json.loads(Path("o/results.json").read_text())
     assert results["arms"]["rl"]["seeds"] == [0, 1]
-    assert len(results["arms"]["rl"]["after"]["SmallStar"]) == 2
+    arm = results["arms"]["rl"]
+    assert len(arm["after"]["SmallStar"]) == 2
+    assert len(arm["before"]["SmallStar"]) == 1, "one model before training"
+    gain, low, high = arm["gain"]["SmallStar"]
+    assert gain == pytest.approx(sum(arm["after"]["SmallStar"]) / 2 - arm["before"]["SmallStar"][0])
+    assert low <= gain <= high
     assert Path("o/figure.png").stat().st_size > 10_000
     assert "| crops |" in Path("o/table.md").read_text()
     status, out, _ = locus("study", str(study), "--out", "o", "--only", "rl")
@@ -59,6 +65,18 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     status, _, err = locus("study", str(study), "--out", "o")
     assert status == 2
     assert "differs from what the study says now" in err
+    study.write_text(yaml.safe_dump({**STUDY, "evaluate": {**STUDY["evaluate"], "number": 3}}))
+    status, _, err = locus("study", str(study), "--out", "o")
+    assert status == 2
+    assert str(Path("o", "eval", "study.yaml")) in err
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything_is_trained(study, locus):
+    study.write_text(yaml.safe_dump({**STUDY, "evaluate": {"suite": "vstar", "data": "nowhere"}}))
+    status, _, err = locus("study", str(study), "--out", "o", "--only", "rl")
+    assert status == 2
+    assert "nowhere holds no test_questions.jsonl" in err
+    assert not list(Path("o").glob("*/checkpoints"))
 
 
 def test_arms_differ_from_the_base_in_what_they_name(study, tmp_path):
@@ -77,6 +95,8 @@ def test_arms_differ_from_the_base_in_what_they_name(study, tmp_path):
         ({"groups": {"x": ["nobody"]}}, "unknown arms"),
         ({"arms": None}, "is not a study"),
         ({"arms": {"rl": {"chnage": {}}}}, "is not a study"),
+        ({"evaluate": {"suite": "nothing"}}, "evaluate.suite is one of vstar"),
+        ({"evaluate": {"suite": "vstar", "folder": "x"}}, "evaluate knows no folder"),
         ({"arms": {"rl": {"change": {"model.nothing.here": 1}}}, "groups": {}}, "has no nothing"),
     ],
 )
@@ -88,16 +108,17 @@ def test_what_is_no_study_is_a_sentence(study, locus, change, message):
 
 
 def test_tables_hold_ours_beside_the_papers():
-    figures = {"proxy mIoU": [40.0, 44.0]}
+    figures, gain = {"proxy mIoU": [40.0, 44.0]}, {"proxy mIoU": [22.0, 20.0, 24.5]}
     results = {
         "title": "t",
+        "benchmark": "VStar",
         "groups": {"g": ["base", "rl"]},
         "paper_base": {"V*": 79.6},
-        "arms": {"rl": {"label": "RL", "before": {"proxy mIoU": [20.0, 20.0]}, "after": figures, "paper": {"V*": 87.4}}},
+        "arms": {"rl": {"label": "RL", "before": {"proxy mIoU": [20.0, 20.0]}, "after": figures, "gain": gain, "paper": {"V*": 87.4}}},
     }
     text = markdown(results)
     assert "| before training | 20.0 ± 0.0 | 79.6 |" in text
-    assert "| RL | 42.0 ± 2.8 | 87.4 |" in text
+    assert "| RL | 42.0 ± 2.8 [+22.0, +20.0 to +24.5] | 87.4 |" in text
 
 
 def test_every_arm_of_the_shipped_study_is_a_configuration_that_parses(locus, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Scored, extract_yes_no
 from locus_lightning.evaluation.page import page
-from locus_lightning.evaluation.run import ANSWERS, RESULT, Settings, difference, evaluate
+from locus_lightning.evaluation.run import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
 from locus_lightning.evaluation.suites import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
 from locus_lightning.response import payload
 
@@ -226,6 +226,11 @@ def test_an_evaluation_goes_on_where_it_stopped_and_gives_the_same_figures(tmp_p
     assert len(asked) == 3, "nothing is asked twice"
     with pytest.raises(ConfigError, match="max_new_tokens 4, not 5"):
         evaluate(backbone, "toy", VStar(data), tmp_path / "part", Settings(max_new_tokens=5))
+    others = vstar_folder(tmp_path / "others")
+    rows = others / "test_questions.jsonl"
+    rows.write_text(rows.read_text().replace("red", "green", 1))
+    with pytest.raises(ConfigError, match="answers with data"):
+        evaluate(backbone, "toy", VStar(others), tmp_path / "part", settings)
     other = make_backbone("llava", seed=1)
     with pytest.raises(ConfigError, match="weights"):
         evaluate(other, "toy", VStar(data), tmp_path / "part", settings)
@@ -244,6 +249,9 @@ def test_differences_are_paired_and_seeded():
     assert found["b"] == (0.0, 0.0, 0.0)
     with pytest.raises(ConfigError, match="no question in common"):
         difference(a, {"model": "c", "scores": {}})
+    both = mean_result([a, b])
+    assert both["scores"]["0"] == {"score": 0.5, "kind": "a"}
+    assert difference(a, both)[""][0] == pytest.approx(mean / 2)
 
 
 def test_the_page_shows_what_was_won_and_lost(tmp_path, make_backbone):

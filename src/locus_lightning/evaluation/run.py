@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -56,9 +58,10 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
 
     Raises:
         DataError: the benchmark has no usable item.
-        ConfigError: ``folder`` holds answers of another model or other settings.
+        ConfigError: ``folder`` holds answers of another model, to other questions, or with other settings.
     """
-    items = limited(benchmark.load(), settings.limit)
+    whole = benchmark.load()
+    items = limited(whole, settings.limit)
     if not items:
         raise DataError(f"{benchmark.folder} gives no usable question of {benchmark.name} ({len(benchmark.malformed)} rows left out, such as "
                         f"{benchmark.malformed[:1]}).")  # fmt: skip
@@ -66,7 +69,8 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
     if double:
         raise DataError(f"{benchmark.folder}: {double} questions of {benchmark.name} share their id with another; is a file there twice?")
     tokens = settings.max_new_tokens or (1024 if settings.think else benchmark.max_new_tokens)
-    about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "think": settings.think, "max_new_tokens": tokens}
+    about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "data": asked(whole), "think": settings.think,
+             "max_new_tokens": tokens}  # fmt: skip
     said = kept_answers(folder, about)
     missing = [item for item in items if item.id not in said]
     instruction = THINK if settings.think else ""
@@ -113,6 +117,19 @@ def _record(
     }
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def folder_name(model: str) -> str:
+    """A model's name as a folder's."""
+    return re.sub(r"[^\w.-]+", "_", model).strip("_") or "model"
+
+
+def asked(items: Sequence[Item]) -> str:
+    """Of a benchmark's questions, without their pictures: so that answers to others with the same ids are not taken for theirs."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps([item.id, item.kind, item.text, item.label, dict(item.options), item.boxes]).encode())
+    return digest.hexdigest()[:16]
 
 
 def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -195,9 +212,17 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], draws: int = 10_000) 
     return found
 
 
+def mean_result(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several models' results as one, such as a training's with several seeds: the mean score of every question that all answered."""
+    first = results[0]
+    shared = [key for key in first["scores"] if all(key in result["scores"] for result in results)]
+    scores = {key: {**first["scores"][key], "score": fmean(r["scores"][key]["score"] for r in results)} for key in shared}
+    return {"model": ", ".join(result["model"] for result in results), "scores": scores}
+
+
 def gained(gains: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Mean of the gains by question, with the ends of its 95 % bootstrap interval (see :func:`difference`)."""
-    gain = np.array(gains, dtype=float)
-    means = gain[np.random.default_rng(0).integers(0, len(gain), (draws, len(gain)))].mean(1)
+    gain, random = np.array(gains, dtype=float), np.random.default_rng(0)
+    means = [gain[random.integers(0, len(gain), len(gain))].mean() for _ in range(draws)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(gain.mean()), float(low), float(high)

@@ -1,0 +1,141 @@
+"""The command: do the runs that are not done yet, evaluate what they gave, sum up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from locus_lightning.errors import ConfigError, LocusError
+from locus_lightning.evaluation.run import RESULT, folder_name
+from locus_lightning.study.plan import Study, configuration, read_study
+from locus_lightning.study.report import MODEL, draw, markdown, print_tables, summarise
+
+EVALUATIONS, NOTE, LOG = "eval", "study.yaml", "log.txt"
+
+
+def study_command(arguments: Sequence[str]) -> int:
+    """``locus study FILE``."""
+    parser = argparse.ArgumentParser(
+        prog="locus study", description="Runs that differ in one thing each, with seeds; a table and a figure at the end."
+    )
+    parser.add_argument("study", type=Path, help="YAML: title, base, seeds, common, arms, groups, evaluate")
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, each with its share of the cores")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
+    parser.add_argument("--report", action="store_true", help="train nothing: sum up what has run")
+    asked = parser.parse_args(arguments)
+    study = read_study(asked.study)
+    wrong = sorted(set(asked.only) - {arm.name for arm in study.arms})
+    if wrong or asked.workers < 1:
+        raise ConfigError(
+            f"--only {', '.join(wrong)} is no arm of {asked.study}." if wrong else f"--workers is {asked.workers}; it is at least 1."
+        )
+    folder = asked.out or Path("runs") / "studies" / asked.study.stem
+    if not asked.report:
+        run_study(study, folder, asked.workers, asked.only)
+    results = summarise(study, folder, folder / EVALUATIONS / str(study.evaluate.get("suite")), asked.only)
+    if not results["arms"]:
+        raise ConfigError(f"no run of {asked.study} in {folder} is finished yet.")
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print_tables(results)
+    (folder / "table.md").write_text(markdown(results))
+    draw(results, folder / "figure.png")
+    print(f"{folder / 'table.md'}, {folder / 'figure.png'}, {folder / 'results.json'}")
+    return 0
+
+
+def run_study(study: Study, folder: Path, workers: int, only: Sequence[str] = ()) -> None:
+    """Do the runs, and the evaluations, that are not done yet.
+
+    Runs go side by side with an equal share of the cores each. One that was stopped goes on from its last checkpoint, an evaluation from its
+    last answer.
+
+    Raises:
+        ConfigError: ``folder`` holds runs of another study.
+        LocusError: a run failed; the others are kept.
+    """
+    runs = [(f"{arm.name}-{seed}", configuration(study, arm, seed, folder)) for seed in study.seeds for arm in study.arms
+            if not only or arm.name in only]  # fmt: skip
+    _note(dict(runs) | ({EVALUATIONS: dict(study.evaluate)} if study.evaluate else {}), folder)
+    if study.evaluate and not _evaluated(study, folder, study.model):
+        print(f"{study.evaluate['suite']}, before training", flush=True)
+        log = folder / EVALUATIONS / LOG
+        if _evaluate(study, folder, study.model, log, None):
+            raise LocusError(f"the model before training could not be evaluated: {_said(log)}")
+    left = [name for name, _ in runs if not _done(study, folder, name)]
+    print(f"{len(runs)} runs, {len(runs) - len(left)} done already, {workers} at a time", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    failed: list[str] = []
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(_run, study, folder, name, threads): name for name in left}
+        for number, ended in enumerate(as_completed(running), 1):
+            name, status = running[ended], ended.result()
+            log = folder / name / LOG
+            print(f"{number} of {len(left)}, {name}: {'done' if status == 0 else f'failed, see {log}: {_said(log)}'}", flush=True)
+            if status:
+                failed.append(name)
+    if failed:
+        raise LocusError(f"{len(failed)} of {len(left)} runs failed ({', '.join(failed)}); run the same command again to go on.")
+
+
+def _note(contents: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Write what each folder is made from, unless one has been made from something else."""
+    texts = {folder / name / NOTE: yaml.safe_dump(content, sort_keys=False) for name, content in contents.items()}
+    for note, text in texts.items():
+        if note.is_file() and note.read_text() != text:
+            raise ConfigError(f"{note} differs from what the study says now; delete {note.parent}, or choose another --out.")
+    for note, text in texts.items():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(text)
+
+
+def _trained(folder: Path, name: str) -> bool:
+    return (folder / name / "summary.json").is_file()
+
+
+def _evaluated(study: Study, folder: Path, model: str) -> bool:
+    return (folder / EVALUATIONS / study.evaluate["suite"] / folder_name(model) / RESULT).is_file()
+
+
+def _done(study: Study, folder: Path, name: str) -> bool:
+    return _trained(folder, name) and (not study.evaluate or _evaluated(study, folder, str(folder / name / MODEL)))
+
+
+def _run(study: Study, folder: Path, name: str, threads: int) -> int:
+    """Train, then evaluate; the first exit status that is not 0."""
+    target, status = folder / name, 0
+    if not _trained(folder, name):
+        last = target / "checkpoints" / "last.ckpt"
+        more = [f"--ckpt_path={last}"] if last.is_file() else []
+        status = _locus(["fit", "--config", str(target / NOTE), "--trainer.enable_progress_bar=false", *more], target / LOG, threads)
+    if study.evaluate and status == 0:
+        status = _evaluate(study, folder, str(target / MODEL), target / LOG, threads)
+    return status
+
+
+def _evaluate(study: Study, folder: Path, model: str, log: Path, threads: int | None) -> int:
+    options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in study.evaluate.items() if value is not False]
+    return _locus(["eval", model, f"--out={folder / EVALUATIONS}", *options], log, threads)
+
+
+def _locus(words: list[str], log: Path, threads: int | None) -> int:
+    """Run ``locus`` as a process of its own, output to ``log``; ``threads`` None: as many as there are cores."""
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    with log.open("a") as file:
+        command = [sys.executable, "-m", "locus_lightning", *words]
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def _said(log: Path) -> str:
+    """The last line of a log."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
