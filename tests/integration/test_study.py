@@ -1,6 +1,7 @@
 """`locus study` through the real command line: runs, resumes, tables, figure."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,14 @@ def test_every_arm_of_the_shipped_study_is_a_configuration_that_parses(locus, tm
         assert status == 0, err
         assert yaml.safe_load(out)["data"]["seed"] == 1
     assert {"rl", "sft", "text", "random", "large", "tiny"} <= {arm.name for arm in found.arms}
+
+
+def test_the_study_of_the_guide_is_one(tmp_path):
+    (text,) = re.findall(r"```yaml\n(title:.*?)```", (ROOT / "docs" / "studies.md").read_text(), re.DOTALL)
+    path = tmp_path / "own.yaml"
+    path.write_text(text.replace("../llava.yaml", str(ROOT / "configs" / "llava.yaml")))
+    found = read_study(path)
+    assert not found.on_cpu
+    assert found.model == yaml.safe_load(found.base.read_text())["model"]["init_args"]["backbone"]["init_args"]["checkpoint"]
+    rewards = [configuration(found, arm, 0, tmp_path)["model"]["init_args"]["rewards"] for arm in found.arms]
+    assert [len(some) for some in rewards] == [2, 1]

@@ -29,19 +29,21 @@ def study_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("study", type=Path, help="YAML: title, base, seeds, common, arms, groups, evaluate")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, each with its share of the cores")
+    parser.add_argument("--workers", type=int, help="runs side by side, each with its share of the cores "
+                        "(default: one a core where the base trains on the CPU, else one)")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
     parser.add_argument("--report", action="store_true", help="train nothing: sum up what has run")
     asked = parser.parse_args(arguments)
     study = read_study(asked.study)
     wrong = sorted(set(asked.only) - {arm.name for arm in study.arms})
-    if wrong or asked.workers < 1:
+    workers = asked.workers if asked.workers is not None else (os.cpu_count() or 1) if study.on_cpu else 1
+    if wrong or workers < 1:
         raise ConfigError(
-            f"--only {', '.join(wrong)} is no arm of {asked.study}." if wrong else f"--workers is {asked.workers}; it is at least 1."
+            f"--only {', '.join(wrong)} is no arm of {asked.study}." if wrong else f"--workers is {workers}; it is at least 1."
         )
     folder = asked.out or Path("runs") / "studies" / asked.study.stem
     if not asked.report:
-        run_study(study, folder, asked.workers, asked.only)
+        run_study(study, folder, workers, asked.only)
     results = summarise(study, folder, folder / EVALUATIONS / str(study.evaluate.get("suite")), asked.only)
     if not results["arms"]:
         raise ConfigError(f"no run of {asked.study} in {folder} is finished yet.")

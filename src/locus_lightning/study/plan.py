@@ -62,6 +62,12 @@ class Study:
                 f"{self.base} names no model.init_args.backbone.init_args.checkpoint; without it the study can evaluate nothing before training."
             ) from None
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its runs say that they train on the CPU."""
+        trainer = changed(self, self.common, "common").get("trainer")
+        return isinstance(trainer, dict) and trainer.get("accelerator") == "cpu"
+
 
 def read_study(path: Path) -> Study:
     """Read a study file.
