@@ -24,7 +24,7 @@ MODEL = "model"
 PAPER = ("proxy mIoU", "V*")
 """What is drawn of the paper's own figures."""
 
-INTERVAL = "In brackets: less the model before training, with the 95 % interval of its questions."
+INTERVAL = "With a sign: less the model before training, and the 95 % interval over questions."
 
 
 def summarise(study: Study, folder: Path, evaluations: Path, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+def _cells(row: Row, columns: Sequence[str], between: str = " ") -> list[str]:
     cells = []
     for column in columns:
-        cell = spread(row["figures"][column]) if column in row["figures"] else ""
+        parts = [spread(row["figures"][column])] if column in row["figures"] else []
         if column in row["gain"]:
             gain, low, high = row["gain"][column]
-            cell += f" [{gain:+.1f}, {low:+.1f} to {high:+.1f}]"
-        cells.append(cell)
+            parts += [f"{gain:+.1f}", f"[{low:+.1f}, {high:+.1f}]"]
+        cells.append(between.join(parts))
     return cells
 
 
@@ -146,18 +146,20 @@ def print_tables(results: dict[str, Any]) -> None:
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
         for row in rows:
-            table.add_row(row["label"], *_cells(row, columns))
+            table.add_row(row["label"], *_cells(row, columns, "\n"))
         Console().print(table)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """One figure, a row of panels a comparison: cue search with every seed as a dot, gains in the benchmark with their intervals, and of the
-    paper the same two where the study gives them."""
+    paper the same two where the study gives its figures before training."""
     from matplotlib.figure import Figure
 
     groups = [group for group in results["groups"] if rows_of(results, group)]
     suite = results["benchmark"]
-    theirs = [name for name in PAPER if any(name in arm["paper"] for arm in results["arms"].values())]
+    theirs = [name for name in PAPER if name in results["paper_base"]]
+    gains = [arm["gain"][suite] for arm in results["arms"].values() if suite in arm.get("gain", {})]
+    far = 1.4 * max([0.5, *(abs(x) for gain in gains for x in gain)])
     panels = 1 + bool(suite) + len(theirs)
     figure = Figure(figsize=(3.4 * panels + 1, 0.9 + 2.5 * len(groups)), layout="constrained")
     axes = figure.subplots(len(groups), panels, squeeze=False)
@@ -166,11 +168,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
         left = iter(axes[r])
         _bars(next(left), f"{group}: proxy mIoU", [row["figures"].get("proxy mIoU", []) for row in rows])
         if suite:
-            _gains(next(left), f"{group}: {suite}, gain", [row["gain"].get(suite) for row in rows])
+            _gains(next(left), f"{group}: {suite}, gain", [row["gain"].get(suite) for row in rows], far)
         for name in theirs:
-            _bars(
-                next(left), f"{group}: {name} (paper)", [[row["paper"][name]] if name in row["paper"] else [] for row in rows], paper=True
-            )
+            gain = 0 if name in FIGURES else results["paper_base"][name]
+            values = [[row["paper"][name] - gain] if name in row["paper"] else [] for row in rows]
+            _bars(next(left), f"{group}: {name}{', gain' if gain else ''} (paper)", values, paper=True, gain=bool(gain))
         for c, axis in enumerate(axes[r]):
             axis.set_yticks(range(len(rows)), [row["label"] for row in rows] if c == 0 else [""] * len(rows), fontsize=8)
             axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -179,20 +181,20 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _bars(axis: Any, title: str, values: Sequence[Sequence[float]], paper: bool = False) -> None:
+def _bars(axis: Any, title: str, values: Sequence[Sequence[float]], paper: bool = False, gain: bool = False) -> None:
     axis.barh(range(len(values)), [mean(v) if v else 0 for v in values], color="#b9bec9" if paper else "#3566c8", height=0.62)
+    far = 1.2 * max([1.0, *(x for v in values for x in v)])
     for y, v in enumerate(values):
         if not paper:
             axis.plot(v, [y] * len(v), "o", color="black", markersize=3)
-        axis.text((max(v) if v else 0) + 1, y, f"{mean(v):.1f}" if v else "not reported", va="center", fontsize=8)
-    axis.set_xlim(0, 1.2 * max([1.0, *(x for v in values for x in v)]))
+        said = f"{mean(v):{'+' if gain else ''}.1f}" if v else "not reported"
+        axis.text(max([0.0, *v]) + 0.02 * far, y, said, va="center", fontsize=8)
+    axis.set_xlim(min([0.0, *(1.2 * x for v in values for x in v)]), far)
     axis.set_title(title, fontsize=9, loc="left")
 
 
-def _gains(axis: Any, title: str, gains: Sequence[Sequence[float] | None]) -> None:
+def _gains(axis: Any, title: str, gains: Sequence[Sequence[float] | None], far: float) -> None:
     axis.axvline(0, color="#888888", linewidth=0.8)
-    known = [gain for gain in gains if gain]
-    far = 1.5 * max([0.5, *(abs(x) for gain in known for x in gain)])
     for y, gain in enumerate(gains):
         if gain:
             middle, low, high = gain
