@@ -1,7 +1,12 @@
 """`locus study` through the real command line: runs, resumes, tables, figure."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +75,23 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     status, _, err = locus("study", str(study), "--out", "o")
     assert status == 2
     assert str(Path("o", "eval", "study.yaml")) in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_stops_the_runs_and_begins_no_other(study, locus, tmp_path):
+    long = {**STUDY, "evaluate": {}, "common": {**STUDY["common"], "trainer.max_steps": 4000, "checkpoints": {"every_n_steps": 1}}}
+    study.write_text(yaml.safe_dump(long))
+    command = [sys.executable, "-m", "locus_lightning", "study", str(study), "--out", "o", "--only", "rl", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    deadline = time.time() + 120
+    while not (tmp_path / "o/rl-0/checkpoints/last.ckpt").exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "the same command goes on" in out
+    assert not (tmp_path / "o/rl-1/config.yaml").exists(), "the next run was not begun"
+    assert "stopped at step" in (tmp_path / "o/rl-0/log.txt").read_text()
 
 
 def test_what_cannot_be_evaluated_is_said_before_anything_is_trained(study, locus):

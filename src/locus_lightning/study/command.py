@@ -42,8 +42,12 @@ def study_command(arguments: Sequence[str]) -> int:
             f"--only {', '.join(wrong)} is no arm of {asked.study}." if wrong else f"--workers is {workers}; it is at least 1."
         )
     folder = asked.out or Path("runs") / "studies" / asked.study.stem
-    if not asked.report:
-        run_study(study, folder, workers, asked.only)
+    try:
+        if not asked.report:
+            run_study(study, folder, workers, asked.only)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was.", file=sys.stderr)
+        return 130
     results = summarise(study, folder, folder / EVALUATIONS / str(study.evaluate.get("suite")), asked.only)
     if not results["arms"]:
         raise ConfigError(f"no run of {asked.study} in {folder} is finished yet.")
@@ -79,12 +83,17 @@ def run_study(study: Study, folder: Path, workers: int, only: Sequence[str] = ()
     failed: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
         running = {pool.submit(_run, study, folder, name, threads): name for name in left}
-        for number, ended in enumerate(as_completed(running), 1):
-            name, status = running[ended], ended.result()
-            log = folder / name / LOG
-            print(f"{number} of {len(left)}, {name}: {'done' if status == 0 else f'failed, see {log}: {_said(log)}'}", flush=True)
-            if status:
-                failed.append(name)
+        try:
+            for number, ended in enumerate(as_completed(running), 1):
+                name, status = running[ended], ended.result()
+                log = folder / name / LOG
+                print(f"{number} of {len(left)}, {name}: {'done' if status == 0 else f'failed, see {log}: {_said(log)}'}", flush=True)
+                if status:
+                    failed.append(name)
+        except KeyboardInterrupt:  # the terminal has told the runs too: they save themselves after their step
+            print("\nstopping, the runs save themselves first", flush=True)
+            pool.shutdown(cancel_futures=True)
+            raise
     if failed:
         raise LocusError(f"{len(failed)} of {len(left)} runs failed ({', '.join(failed)}); run the same command again to go on.")
 
