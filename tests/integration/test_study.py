@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,10 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     status, out, _ = locus("study", str(study), "--out", "o", "--only", "rl")
     assert status == 0
     assert "2 done already" in out
+    shutil.copytree("o", tmp_path / "elsewhere" / "o")
+    status, _, err = locus("study", str(study), "--out", str(tmp_path / "elsewhere" / "o"), "--only", "rl", "--report")
+    assert status == 0, err
+    assert json.loads((tmp_path / "elsewhere" / "o" / "results.json").read_text()) == results, "wherever the folder lies"
     study.write_text(yaml.safe_dump({**STUDY, "common": {**STUDY["common"], "trainer.max_steps": 2}}))
     status, _, err = locus("study", str(study), "--out", "o")
     assert status == 2

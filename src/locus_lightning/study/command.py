@@ -118,7 +118,7 @@ def _evaluated(study: Study, folder: Path, model: str) -> bool:
 
 
 def _done(study: Study, folder: Path, name: str) -> bool:
-    return _trained(folder, name) and (not study.evaluate or _evaluated(study, folder, str(folder / name / MODEL)))
+    return _trained(folder, name) and (not study.evaluate or _evaluated(study, folder, f"{name}/{MODEL}"))
 
 
 def _run(study: Study, folder: Path, name: str, threads: int) -> int:
@@ -129,21 +129,23 @@ def _run(study: Study, folder: Path, name: str, threads: int) -> int:
         more = [f"--ckpt_path={last}"] if last.is_file() else []
         status = _locus(["fit", "--config", str(target / NOTE), "--trainer.enable_progress_bar=false", *more], target / LOG, threads)
     if study.evaluate and status == 0:
-        status = _evaluate(study, folder, str(target / MODEL), target / LOG, threads)
+        status = _evaluate(study, folder, f"{name}/{MODEL}", target / LOG, threads)
     return status
 
 
 def _evaluate(study: Study, folder: Path, model: str, log: Path, threads: int | None) -> int:
-    options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in study.evaluate.items() if value is not False]
-    return _locus(["eval", model, f"--out={folder / EVALUATIONS}", *options], log, threads)
+    """Run in ``folder``, so that the names of models, and of what is kept of them, do not change with where it lies."""
+    wanted = {key: str(Path(value).expanduser().resolve()) if key == "data" else value for key, value in study.evaluate.items()}
+    options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in wanted.items() if value is not False]
+    return _locus(["eval", model, f"--out={EVALUATIONS}", *options], log, threads, folder)
 
 
-def _locus(words: list[str], log: Path, threads: int | None) -> int:
+def _locus(words: list[str], log: Path, threads: int | None, place: Path | None = None) -> int:
     """Run ``locus`` as a process of its own, output to ``log``; ``threads`` None: as many as there are cores."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     with log.open("a") as file:
         command = [sys.executable, "-m", "locus_lightning", *words]
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=place, check=False).returncode
 
 
 def _said(log: Path) -> str:

@@ -49,18 +49,20 @@ class Study:
 
     @property
     def model(self) -> str:
-        """The model that is trained, as the base configuration names it.
+        """The model that is trained, as the base configuration names it; a folder's whole path.
 
         Raises:
             ConfigError: it names none.
         """
         place: Any = changed(self, self.common, "common")
         try:
-            return str(place["model"]["init_args"]["backbone"]["init_args"]["checkpoint"])
+            name = str(place["model"]["init_args"]["backbone"]["init_args"]["checkpoint"])
         except (KeyError, TypeError):
             raise ConfigError(
                 f"{self.base} names no model.init_args.backbone.init_args.checkpoint; without it the study can evaluate nothing before training."
             ) from None
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
 
     @property
     def on_cpu(self) -> bool:

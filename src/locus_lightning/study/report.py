@@ -49,7 +49,7 @@ def summarise(study: Study, folder: Path, evaluations: Path, only: Sequence[str]
             "after": _columns([run["after"] for run in runs], FIGURES),
             "paper": dict(arm.paper),
         }
-        asked = [_result(evaluations, str(folder / name / MODEL)) for name in found]
+        asked = [_result(evaluations, f"{name}/{MODEL}") for name in found]
         if first and all(asked):
             columns = {_column(suite, name): name for name in first["figures"]}
             facts["before"] |= _columns([first["figures"]], columns)
