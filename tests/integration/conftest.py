@@ -41,10 +41,10 @@ def locus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def locus_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start ``locus`` as a process of its own in an empty folder."""
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **more: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "locus_lightning", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **more)
 
     return start
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -83,11 +82,10 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_stops_the_runs_and_begins_no_other(study, locus, tmp_path):
+def test_ctrl_c_stops_the_runs_and_begins_no_other(study, locus_process, tmp_path):
     long = {**STUDY, "evaluate": {}, "common": {**STUDY["common"], "trainer.max_steps": 4000, "checkpoints": {"every_n_steps": 1}}}
     study.write_text(yaml.safe_dump(long))
-    command = [sys.executable, "-m", "locus_lightning", "study", str(study), "--out", "o", "--only", "rl", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = locus_process("study", study, "--out", "o", "--only", "rl", "--workers", "1", start_new_session=True)
     deadline = time.time() + 120
     while not (tmp_path / "o/rl-0/checkpoints/last.ckpt").exists() and time.time() < deadline and process.poll() is None:
         time.sleep(0.2)

@@ -147,7 +147,7 @@ def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, 
     """Answers that a stopped evaluation left, by id; a line that was cut off is dropped.
 
     Raises:
-        ConfigError: they are of another model or other settings.
+        ConfigError: they are of another model, to other questions, or with other settings.
     """
     path = folder / ANSWERS
     if not path.is_file():
@@ -216,7 +216,7 @@ def mean_result(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several models' results as one, such as a training's with several seeds: the mean score of every question that all answered."""
     first = results[0]
     shared = [key for key in first["scores"] if all(key in result["scores"] for result in results)]
-    scores = {key: {**first["scores"][key], "score": fmean(r["scores"][key]["score"] for r in results)} for key in shared}
+    scores = {k: {"kind": first["scores"][k]["kind"], "score": fmean(r["scores"][k]["score"] for r in results)} for k in shared}
     return {"model": ", ".join(result["model"] for result in results), "scores": scores}
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import yaml
 
 from locus_lightning.errors import ConfigError, LocusError
-from locus_lightning.evaluation.run import RESULT, folder_name
-from locus_lightning.study.plan import Study, configuration, read_study
-from locus_lightning.study.report import MODEL, draw, markdown, print_tables, summarise
+from locus_lightning.study.plan import EVALUATIONS, MODEL, Study, configuration, read_study, result_of, summary_of
+from locus_lightning.study.report import draw, markdown, print_tables, summarise
 
-EVALUATIONS, NOTE, LOG = "eval", "study.yaml", "log.txt"
+NOTE, LOG = "study.yaml", "log.txt"
 
 
 def study_command(arguments: Sequence[str]) -> int:
@@ -48,7 +47,7 @@ def study_command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was.", file=sys.stderr)
         return 130
-    results = summarise(study, folder, folder / EVALUATIONS / str(study.evaluate.get("suite")), asked.only)
+    results = summarise(study, folder, asked.only)
     if not results["arms"]:
         raise ConfigError(f"no run of {asked.study} in {folder} is finished yet.")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -72,7 +71,7 @@ def run_study(study: Study, folder: Path, workers: int, only: Sequence[str] = ()
     runs = [(f"{arm.name}-{seed}", configuration(study, arm, seed, folder)) for seed in study.seeds for arm in study.arms
             if not only or arm.name in only]  # fmt: skip
     _note(dict(runs) | ({EVALUATIONS: dict(study.evaluate)} if study.evaluate else {}), folder)
-    if study.evaluate and not _evaluated(study, folder, study.model):
+    if study.evaluate and not result_of(study, folder, study.model).is_file():
         print(f"{study.evaluate['suite']}, before training", flush=True)
         log = folder / EVALUATIONS / LOG
         if _evaluate(study, folder, study.model, log, None):
@@ -109,22 +108,14 @@ def _note(contents: dict[str, dict[str, Any]], folder: Path) -> None:
         note.write_text(text)
 
 
-def _trained(folder: Path, name: str) -> bool:
-    return (folder / name / "summary.json").is_file()
-
-
-def _evaluated(study: Study, folder: Path, model: str) -> bool:
-    return (folder / EVALUATIONS / study.evaluate["suite"] / folder_name(model) / RESULT).is_file()
-
-
 def _done(study: Study, folder: Path, name: str) -> bool:
-    return _trained(folder, name) and (not study.evaluate or _evaluated(study, folder, f"{name}/{MODEL}"))
+    return summary_of(folder, name).is_file() and (not study.evaluate or result_of(study, folder, f"{name}/{MODEL}").is_file())
 
 
 def _run(study: Study, folder: Path, name: str, threads: int) -> int:
     """Train, then evaluate; the first exit status that is not 0."""
     target, status = folder / name, 0
-    if not _trained(folder, name):
+    if not summary_of(folder, name).is_file():
         last = target / "checkpoints" / "last.ckpt"
         more = [f"--ckpt_path={last}"] if last.is_file() else []
         status = _locus(["fit", "--config", str(target / NOTE), "--trainer.enable_progress_bar=false", *more], target / LOG, threads)

@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 from locus_lightning.errors import ConfigError
+from locus_lightning.evaluation.run import RESULT, folder_name
 from locus_lightning.evaluation.suites import SUITES
+
+EVALUATIONS = "eval"
+"""The folder of a study's evaluations, beside those of its runs."""
+
+MODEL = "model"
+"""A run's folder of trained weights, evaluated even where nothing was learned."""
 
 OPTIONS = ("suite", "data", "number", "limit", "batch-size", "max-new-tokens", "think", "dtype")
 """What ``evaluate`` may say: options of ``locus eval``."""
@@ -111,7 +118,7 @@ def changed(study: Study, changes: Mapping[str, Any], whose: str) -> dict[str, A
     Raises:
         ConfigError: a key lies in nothing.
     """
-    config: dict[str, Any] = copy.deepcopy(yaml.safe_load(study.base.read_text()))
+    config: dict[str, Any] = yaml.safe_load(study.base.read_text())
     for key, value in changes.items():
         *way, last = key.split(".")
         place: Any = config
@@ -132,3 +139,13 @@ def configuration(study: Study, arm: Arm, seed: int, folder: Path) -> dict[str, 
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(folder), "name": "", "version": f"{arm.name}-{seed}"}}
     own = {"seed_everything": seed, "data.seed": seed, "trainer.logger": logger}
     return changed(study, {**study.common, **arm.change, **own}, f"arm {arm.name}")
+
+
+def summary_of(folder: Path, run: str) -> Path:
+    """What a run writes when it is trained."""
+    return folder / run / "summary.json"
+
+
+def result_of(study: Study, folder: Path, model: str) -> Path:
+    """What the evaluation of a model, :attr:`Study.model` or ``RUN/model``, writes when it is done."""
+    return folder / EVALUATIONS / study.evaluate["suite"] / folder_name(model) / RESULT

@@ -11,15 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from locus_lightning.evaluation.run import RESULT, difference, folder_name, mean_result
+from locus_lightning.evaluation.run import difference, mean_result
 from locus_lightning.evaluation.suites import SUITES
-from locus_lightning.study.plan import Study
+from locus_lightning.study.plan import MODEL, Study, result_of, summary_of
 
 FIGURES = {"proxy mIoU": "iou", "proxy ACC@0.5": "acc0.5"}
 """Columns of cue search: what stands in a run's ``summary.json`` under ``before`` and ``after``; shares, shown in percent."""
-
-MODEL = "model"
-"""A run's folder of trained weights, evaluated even where nothing was learned."""
 
 PAPER = ("proxy mIoU", "V*")
 """What is drawn of the paper's own figures."""
@@ -27,18 +24,18 @@ PAPER = ("proxy mIoU", "V*")
 INTERVAL = "With a sign: less the model before training, and the 95 % interval over questions."
 
 
-def summarise(study: Study, folder: Path, evaluations: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(study: Study, folder: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     """Every arm that has run: figures by column and seed, before and after, and gains in the benchmark.
 
     A gain is the arm's mean score over seeds less the score before training, over the same questions, in percent, with the ends of its 95 %
     bootstrap interval over questions (our choice; it tells nothing of other seeds).
     """
     suite = SUITES[study.evaluate["suite"]].__name__ if study.evaluate else ""
-    first = _result(evaluations, study.model) if suite else None
+    before = _results(study, folder, [study.model]) if suite else []
     arms: dict[str, Any] = {}
     for arm in study.arms:
         names = [f"{arm.name}-{seed}" for seed in study.seeds]
-        found = {name: json.loads(path.read_text()) for name in names if (path := folder / name / "summary.json").is_file()}
+        found = {name: json.loads(path.read_text()) for name in names if (path := summary_of(folder, name)).is_file()}
         if not found or (only and arm.name not in only):
             continue
         runs = list(found.values())
@@ -49,12 +46,13 @@ def summarise(study: Study, folder: Path, evaluations: Path, only: Sequence[str]
             "after": _columns([run["after"] for run in runs], FIGURES),
             "paper": dict(arm.paper),
         }
-        asked = [_result(evaluations, f"{name}/{MODEL}") for name in found]
-        if first and all(asked):
+        asked = _results(study, folder, [f"{name}/{MODEL}" for name in found]) if before else []
+        if len(asked) == len(found):
+            first = before[0]
             columns = {_column(suite, name): name for name in first["figures"]}
             facts["before"] |= _columns([first["figures"]], columns)
-            facts["after"] |= _columns([result["figures"] for result in asked if result], columns)
-            gains = difference(first, mean_result([result for result in asked if result]))
+            facts["after"] |= _columns([result["figures"] for result in asked], columns)
+            gains = difference(first, mean_result(asked))
             facts["gain"] = {_column(suite, name or "score"): [100 * value for value in gain] for name, gain in gains.items()}
         arms[arm.name] = facts
     return {
@@ -66,9 +64,9 @@ def summarise(study: Study, folder: Path, evaluations: Path, only: Sequence[str]
     }
 
 
-def _result(evaluations: Path, model: str) -> dict[str, Any] | None:
-    path = evaluations / folder_name(model) / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+def _results(study: Study, folder: Path, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Of those that have been evaluated."""
+    return [json.loads(path.read_text()) for model in models if (path := result_of(study, folder, model)).is_file()]
 
 
 def _column(suite: str, name: str) -> str:
@@ -119,7 +117,7 @@ def _shown(rows: Sequence[Row]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """The tables of all comparisons, for a document."""
     papers = sorted({key for arm in results["arms"].values() for key in arm["paper"]} | set(results["paper_base"]))
-    how = f"Percent; mean ± standard deviation over seeds. {INTERVAL if results.get('benchmark') else ''}"
+    how = f"Percent; mean ± standard deviation over seeds. {INTERVAL if results['benchmark'] else ''}"
     lines = [f"# {results['title']}", "", f"{how.strip()} Columns with *paper* are the paper's own figures.", ""]
     for group in results["groups"]:
         rows = rows_of(results, group)
@@ -170,9 +168,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         if suite:
             _gains(next(left), f"{group}: {suite}, gain", [row["gain"].get(suite) for row in rows], far)
         for name in theirs:
-            gain = 0 if name in FIGURES else results["paper_base"][name]
-            values = [[row["paper"][name] - gain] if name in row["paper"] else [] for row in rows]
-            _bars(next(left), f"{group}: {name}{', gain' if gain else ''} (paper)", values, paper=True, gain=bool(gain))
+            gain = name not in FIGURES  # a benchmark's
+            start = results["paper_base"][name] if gain else 0
+            values = [[row["paper"][name] - start] if name in row["paper"] else [] for row in rows]
+            _bars(next(left), f"{group}: {name}{', gain' if gain else ''} (paper)", values, paper=True, gain=gain)
         for c, axis in enumerate(axes[r]):
             axis.set_yticks(range(len(rows)), [row["label"] for row in rows] if c == 0 else [""] * len(rows), fontsize=8)
             axis.set_ylim(len(rows) - 0.5, -0.5)
