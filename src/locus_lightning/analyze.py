@@ -60,6 +60,7 @@ def analyze_command(arguments: Sequence[str]) -> int:
         sub.add_argument("--suite", default="smallstar", help="smallstar (made on the spot), or a folder in V*Bench's layout")
         sub.add_argument("--number", type=int, default=100, help="questions of each kind at most (default 100)")
         sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+        sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
         sub.add_argument("--out", type=Path, default=Path("runs/analysis"), metavar="FOLDER")
         if name == "attention":
             sub.add_argument("--at", choices=["first_generated", "answer"], default="first_generated",
@@ -78,7 +79,7 @@ def analyze_command(arguments: Sequence[str]) -> int:
         items = questions(options.suite, options.number, Path(folder))
         found: dict[str, Any] = {}
         for name in [options.model, *([options.against] if options.against else [])]:
-            backbone = open_model(name, options.dtype)
+            backbone = open_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
             found[name] = _study(options, backbone, items, name)
             del backbone
         options.out.mkdir(parents=True, exist_ok=True)

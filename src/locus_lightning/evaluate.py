@@ -45,7 +45,7 @@ def eval_command(arguments: Sequence[str]) -> int:
     if options.suite == "paper":
         tell_paper(options, names, settings)
         return 0
-    results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options.dtype)
+    results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options)
     folder = options.out / options.suite / folder_name(names[-1])
     gains = difference(results[0], results[1]) if len(results) == 2 else {}
     benchmark = SUITES[options.suite](data.expanduser())
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the suite's, 1,024 with --think")
     parser.add_argument("--think", action="store_true", help="append the think/answer instruction, for models trained with it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
     parser.add_argument("--lmms-eval", type=Path, metavar="PYTHON",
                         help="with --suite paper: run lmms-eval's share too, by the Python of an environment with plugins/lmms_eval")  # fmt: skip
     parser.add_argument("--pictures", type=int, default=12, help="of wins and of losses on the page (default 12)")
@@ -100,12 +101,14 @@ def made_smallstar(out: Path, number: int) -> Path:
     return data
 
 
-def ask(names: Sequence[str], kind: type[Benchmark], data: Path, out: Path, settings: Settings, dtype: str) -> tuple[list[Any], list[Any]]:
+def ask(
+    names: Sequence[str], kind: type[Benchmark], data: Path, out: Path, settings: Settings, options: argparse.Namespace
+) -> tuple[list[Any], list[Any]]:
     """Every model's result, and its answers by question."""
     results, answers = [], []
     for name in names:
         folder = out / folder_name(name)
-        backbone = open_model(name, dtype)
+        backbone = open_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
         results.append(evaluate(backbone, name, kind(data), folder, settings))
         lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()[1:]]
         answers.append({str(row["id"]): row for row in lines})
@@ -148,7 +151,7 @@ def scores_of(row: Row, options: argparse.Namespace, names: Sequence[str], setti
     if row.folder:
         if not (options.data / row.folder).is_dir():
             raise DataError(f"{options.data / row.folder} is not there; {SUITES[row.suite].where}")
-        results, _ = ask(names, SUITES[row.suite], options.data / row.folder, out, settings, options.dtype)
+        results, _ = ask(names, SUITES[row.suite], options.data / row.folder, out, settings, options)
         return {result["model"]: result["figures"]["score"] for result in results}
     if options.lmms_eval is None:
         raise DataError(f"lmms-eval's task {row.task}; it is run with --lmms-eval PYTHON")

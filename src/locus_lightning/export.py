@@ -40,11 +40,12 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--ckpt", type=Path, help="a checkpoint of it; default: checkpoints/last.ckpt")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the weights (default bfloat16)")
     parser.add_argument("--adapter-only", action="store_true", help="write the adapter alone, to be put on the base model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
     options = parser.parse_args(arguments)
     if options.folder.is_dir() and any(options.folder.iterdir()):
         raise ConfigError(f"the folder {options.folder} is not empty; name a new one.")
     run = Run.read(options.run, options.ckpt)
-    backbone = run.backbone(options.dtype)
+    backbone = run.backbone(options.dtype, options.trust_remote_code)
     if options.adapter_only and backbone.lora is None:
         raise ConfigError("--adapter-only: this run has no adapter; it trained all weights.")
     backbone.check()

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.auto import AutoBackbone, speaker_of
-from locus_lightning.backbones.base import Backbone, CuePrompt
+from locus_lightning.backbones.auto import AutoBackbone, saved_prompt, speaker_of
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import CheckpointError, ConfigError
 
@@ -41,12 +41,14 @@ class Run:
         summary = folder / "summary.json"
         return cls(folder, found, yaml.safe_load(config.read_text()), json.loads(summary.read_text()) if summary.is_file() else {})
 
-    def backbone(self, dtype: str) -> HFBackbone:
-        """The run's backbone in ``dtype``, not quantised, not loaded."""
+    def backbone(self, dtype: str, trust_remote_code: bool = False) -> HFBackbone:
+        """The run's backbone in ``dtype``, not quantised, not loaded. The run's own ``trust_remote_code`` is not taken: the folder may come
+        from a stranger."""
         from jsonargparse import ArgumentParser
 
+        own = {"dtype": dtype, "quantize": None, "gradient_checkpointing": False, "trust_remote_code": trust_remote_code}
         stated = self.config["model"]["init_args"]["backbone"]
-        stated = {**stated, "init_args": {**stated["init_args"], "dtype": dtype, "quantize": None, "gradient_checkpointing": False}}
+        stated = {**stated, "init_args": {**stated["init_args"], **own}}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--backbone", type=Backbone)
         made = parser.instantiate_classes(parser.parse_object({"backbone": stated})).backbone
@@ -80,29 +82,30 @@ def take(backbone: HFBackbone, checkpoint: Path) -> int:
     return changed
 
 
-def open_model(name: str, dtype: str = "float32", device: str | None = None) -> HFBackbone:
+def open_model(name: str, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False) -> HFBackbone:
     """A loaded backbone, ready to answer.
 
     Args:
         name: a run's folder, a ``.ckpt`` in one, a folder with an adapter, a Hugging Face folder or name, or ``toy:FAMILY``.
         dtype: of the weights.
         device: where it lives; None: the first GPU where there is one, else the CPU.
+        trust_remote_code: run code that comes with the checkpoint. Nothing that lies beside the weights can switch this on.
 
     Raises:
         CheckpointError: it is none of these, or does not fit on the GPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return _open(name, dtype).to(device)
+        return _open(name, dtype, trust_remote_code).to(device)
     except torch.cuda.OutOfMemoryError as cause:
         raise CheckpointError(f"{name} does not fit on {device} in {dtype}; try --dtype bfloat16 ({cause}).") from cause
 
 
-def _open(name: str, dtype: str) -> HFBackbone:
+def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
     path = Path(name).expanduser()
     if path.suffix == ".ckpt" or (path / "config.yaml").is_file():
         run = Run.read(path.parent.parent, path) if path.suffix == ".ckpt" else Run.read(path, None)
-        backbone = run.backbone(dtype)
+        backbone = run.backbone(dtype, trust_remote_code)
         backbone.check()
         backbone.load()
         take(backbone, run.checkpoint)
@@ -112,12 +115,14 @@ def _open(name: str, dtype: str) -> HFBackbone:
 
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         kind: Any
-        kind, about = speaker_of(str(path)) if loading.remembered(str(path)) else (AutoBackbone, {})
-        prompt = CuePrompt(**about["prompt"]) if about else None
-        backbone = kind(base, dtype=dtype, prompt=prompt, **about.get("family", {}))
+        kind, saved = speaker_of(str(path)) if loading.saved_settings(str(path)) else (AutoBackbone, None)
+        family, prompt = (saved.family, saved_prompt(str(path), saved)) if saved else ({}, None)
+        backbone = kind(base, **family, dtype=dtype, prompt=prompt, trust_remote_code=trust_remote_code)
+        backbone.check()
         backbone.load()
         backbone.model = PeftModel.from_pretrained(backbone.model, str(path)).merge_and_unload()
         return backbone
-    backbone = AutoBackbone(name, dtype=dtype)
+    backbone = AutoBackbone(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    backbone.check()
     backbone.load()
     return backbone

@@ -180,7 +180,7 @@ class CueModule(L.LightningModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, self.rank_state())
-        checkpoint["locus"] = {"ranks": states, "before": dict(self.before)}
+        checkpoint["locus"] = {"ranks": states, "before": dict(self.before), "inside_step": keep_epoch_open(checkpoint, self.trainer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the state back; generators are set when the first step begins, after everything that may draw from them."""
@@ -190,6 +190,10 @@ class CueModule(L.LightningModule):
         if len(own["ranks"]) != self.trainer.world_size and self.trainer.state.fn == "fit":
             raise CheckpointError(
                 f"the checkpoint comes from {len(own['ranks'])} process(es) and this run has {self.trainer.world_size}; continue with as many."
+            )
+        if own.get("inside_step") and self.trainer.state.fn == "fit":
+            raise CheckpointError(
+                "the checkpoint was saved inside an optimiser step, whose gradients are lost; continue from checkpoints/last.ckpt of the run."
             )
         self.before = dict(own["before"])
         self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
@@ -212,3 +216,28 @@ class CueModule(L.LightningModule):
             return values
         row: Tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self.trainer.strategy.reduce(row, reduce_op="mean").tolist(), strict=True))  # type: ignore[union-attr]
+
+
+def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
+    """Mark the epoch of a checkpoint as unfinished where the data of its pass is not used up.
+
+    A run that ends inside an epoch (``max_steps``, ``max_time``, early stopping, Ctrl-C) lets Lightning close the epoch before the last
+    checkpoint is written. A resumed run would then count the rest of the pass as another epoch.
+
+    Args:
+        checkpoint: as Lightning is about to write it; its loop state is changed in place.
+        trainer: in training.
+
+    Returns:
+        Whether the state lies inside an optimiser step.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return False
+    taken = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
+    if taken < trainer.num_training_batches:
+        for progress in (loops["epoch_progress"][which] for which in ("current", "total")):
+            if progress["processed"] == progress["started"] > 0:
+                progress["processed"] = progress["completed"] = progress["started"] - 1
+    last = taken >= trainer.num_training_batches
+    return not last and taken % trainer.accumulate_grad_batches != 0

@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -273,6 +274,10 @@ def test_toy_writes_a_checkpoint_that_loads(locus, tmp_path):
 # ---- stopping and going on -----------------------------------------------------------------------------------------------
 
 
+MOVES = ["--model.truncated=keep", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-3"]
+"""Options under which every trained weight of the toy moves."""
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
@@ -280,19 +285,74 @@ def weights(path):
 def test_ten_steps_equal_five_and_five(locus, tmp_path):
     """Resume in the middle of an epoch and of a rollout batch: data, generators, optimiser and buffer go on."""
     options = ["--model.init_args.epochs=3", "--data.source.init_args.train_size=20", "--trainer.num_sanity_val_steps=0"]
-    options += ["--checkpoints.every_n_steps=0", "--trainer.limit_val_batches=0", "--model.init_args.warmup_ratio=0.0"]
+    options += ["--checkpoints.every_n_steps=0", "--trainer.limit_val_batches=0", "--model.init_args.warmup_ratio=0.0", *MOVES]
     status, _, err = locus("fit", "--config", SCENES, *options, "--trainer.max_steps=10", "--trainer.logger.init_args.name=whole")
     assert status == 0, err
+    half = {}
     for steps in (5, 10):
         resume = ["--ckpt_path=last"] if steps == 10 else []
         status, _, err = locus(
             "fit", "--config", SCENES, *options, f"--trainer.max_steps={steps}", "--trainer.logger.init_args.name=parts", *resume
         )
         assert status == 0, err
+        half = half if steps == 10 else weights(next((tmp_path / "runs" / "parts").rglob("last.ckpt")))
     whole, parts = (weights(tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     different = [name for name in whole if not torch.equal(whole[name], parts[name])]
     assert not different
+    trained = [name for name in whole if "language_model" in name and "reference" not in name]
+    assert trained
+    assert not [name for name in trained if torch.equal(whole[name], half[name])], "every trained weight moved between steps 5 and 10"
+
+
+class Drawn(L.Callback):
+    """Records the samples that training steps use; ``reason`` says what ends the run after three rollout batches."""
+
+    seen: ClassVar[list[str]] = []
+    reason: ClassVar[str] = ""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        Drawn.seen += [sample.id for sample in batch]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 3 and Drawn.reason == "a callback":
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("reason", ["max_steps", "a callback", "max_epochs", "limit_train_batches"])
+def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, monkeypatch, reason):
+    monkeypatch.setitem(sys.modules, "drawn", types.SimpleNamespace(Drawn=Drawn))
+    monkeypatch.setattr(Drawn, "__module__", "drawn")
+    size = {"max_epochs": 6}.get(reason, 10)  # samples of a pass; two a step
+    end = {"max_steps": ["--trainer.max_steps=3"], "max_epochs": ["--trainer.max_epochs=1"]}.get(reason, [])
+    options = [f"--data.source.init_args.train_size={size}", "--trainer.limit_val_batches=0", "--trainer.callbacks=drawn.Drawn"]
+    options += ["--model.epochs=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=-1", "--trainer.max_epochs=3"]
+    options += ["--trainer.limit_train_batches=6"] if reason == "limit_train_batches" else []
+    whole, parts = [], []
+    for stops in ([None], [reason, None]):
+        Drawn.seen = []
+        for stop in stops:
+            Drawn.reason = stop or ""
+            more = [*end, f"--trainer.max_epochs={1 if stop in ('max_epochs', 'limit_train_batches') else 3}"] if stop else []
+            resume = ["--ckpt_path=last"] if len(stops) == 2 and stop is None else []
+            status, _, err = locus("fit", "--config", SCENES, *options, *more, *resume, f"--trainer.logger.init_args.name={len(stops)}")
+            assert status == 0, err
+            if stop:
+                assert len(Drawn.seen) == 6, "stopped after three rollout batches"
+        (whole if len(stops) == 1 else parts).extend(Drawn.seen)
+    assert len(set(whole)) == len(whole) == 3 * (6 if reason == "limit_train_batches" else size)
+    assert parts == whole
+
+
+def test_a_checkpoint_from_inside_a_step_is_refused(locus, tmp_path):
+    """Validation after micro-step 3 of steps of 2: whoever saves there saves half a step's gradients away."""
+    callback = '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "mid"}}]'
+    assert locus("fit", "--config", SCENES, f"--trainer.callbacks={callback}", "--trainer.val_check_interval=3")[0] == 0
+    (middle,) = tmp_path.rglob("mid*.ckpt")
+    status, _, err = locus("fit", "--config", SCENES, "--ckpt_path", middle)
+    assert status == 2
+    assert "inside an optimiser step" in err
+    assert locus("validate", "--config", SCENES, "--ckpt_path", middle)[0] == 0, "its weights can still be looked at"
 
 
 def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(locus, tmp_path):

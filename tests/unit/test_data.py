@@ -16,9 +16,9 @@ from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco import CocoCues
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.sampler import NO_PROMPTS, PacedLoader, ResumableSampler
+from locus_lightning.data.sampler import PacedLoader, ResumableSampler
 from locus_lightning.data.scenes import SceneCues
-from locus_lightning.data.source import CueKey
+from locus_lightning.data.source import CueBatch, CueKey, Position
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.geometry import iou
 
@@ -271,15 +271,44 @@ def test_epochs_differ_and_every_sample_comes_once():
     assert [k.item for k in first] != [k.item for k in second]
 
 
-@pytest.mark.parametrize("consumed", range(13))
-def test_a_paced_loader_goes_on_where_steps_stood(consumed):
-    def stream(start):
-        sampler = ResumableSampler(8, 2, seed=0)
-        return list(PacedLoader([["a"], ["b"], ["c"], ["d"]][-(-start // 3) :], sampler, steps=3, consumed=start))
+class Prompts:
+    """Stands for a loader of prompt batches that follows its sampler."""
 
-    whole = stream(0)
-    assert whole == [x for name in "abcd" for x in ([name], NO_PROMPTS, NO_PROMPTS)]
-    assert stream(consumed) == whole[consumed:]
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return (CueBatch((key.epoch, key.item) for key in keys) for keys in self.sampler)
+
+
+def paced(start):
+    sampler = ResumableSampler(8, 2, seed=0)
+    return PacedLoader(Prompts(sampler), sampler, steps=3, start=start)
+
+
+def micro_steps(loader):
+    return [(batch.position, list(batch)) for batch in loader]
+
+
+@pytest.mark.parametrize("taken", range(12))
+def test_a_paced_loader_goes_on_where_steps_stood(taken):
+    loader = paced(Position(0, 0))
+    first, second = micro_steps(loader), micro_steps(loader)
+    assert [bool(prompts) for _, prompts in first] == [True, False, False] * 4
+    assert [position.epoch for position, _ in first + second] == [0] * 12 + [1] * 12
+    assert [prompts for _, prompts in first] != [prompts for _, prompts in second], "another order in the second pass"
+    resumed = paced(Position(0, taken))
+    assert micro_steps(resumed) == first[taken:]
+    assert micro_steps(resumed) == second
+
+
+def test_lightning_cannot_move_a_paced_loader_to_another_epoch():
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    loader = paced(Position(0, 3))
+    expected = micro_steps(paced(Position(0, 3)))
+    _set_sampler_epoch(loader, 7)
+    assert micro_steps(loader) == expected
 
 
 REAL = Path(os.environ.get("LOCUS_COCO", Path(__file__).resolve().parents[3] / "shared" / "coco_mini"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from locus_lightning import plugins
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.loading import SavedSettings
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.geometry import BoxFrame
 from locus_lightning.types import CueSample, Question
@@ -33,10 +35,10 @@ class AutoBackbone(HFBackbone):
 
     def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
-        kind, about = speaker_of(checkpoint, self.trust_remote_code)
-        if about and kwargs.get("prompt") is None:
-            kwargs["prompt"] = CuePrompt(**about["prompt"])
-        self._become(kind, {**kwargs, "checkpoint": checkpoint, **about.get("family", {}), **(family or {})})
+        kind, saved = speaker_of(checkpoint, self.trust_remote_code)
+        if saved and kwargs.get("prompt") is None:
+            kwargs["prompt"] = saved_prompt(checkpoint, saved)
+        self._become(kind, {**(saved.family if saved else {}), **(family or {}), **kwargs, "checkpoint": checkpoint})
 
     def _become(self, kind: type[HFBackbone], settings: dict[str, Any]) -> None:
         """Turn into another class, not a wrapper of it: what is configured is what runs.
@@ -67,17 +69,39 @@ def speakers() -> dict[str, type[HFBackbone]]:
     return found
 
 
-def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[HFBackbone], dict[str, Any]]:
-    """The backbone that speaks a checkpoint, and what the folder remembers of frame and prompt where a backbone here saved it.
+def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[HFBackbone], SavedSettings | None]:
+    """The backbone that speaks a checkpoint, and the settings that the folder remembers where a backbone here saved it.
+
+    A folder may come from a stranger. Only installed backbone plugins are imported, whatever the folder says, and of its settings only
+    those are taken that the backbone declares as its own (:meth:`HFBackbone.family_parameters`); the others are dropped with a warning.
 
     Raises:
         CheckpointError: see :func:`backbone_of`.
     """
-    about = loading.remembered(checkpoint)
-    for plugin in plugins.available("backbones"):  # nothing else is imported, whatever the folder says
-        if plugin.class_path == about.get("backbone"):
-            return plugins.load("backbones", plugin.name), about
-    return backbone_of(checkpoint, trust_remote_code), {}
+    saved = loading.saved_settings(checkpoint)
+    for plugin in plugins.available("backbones") if saved else ():
+        if saved is not None and plugin.class_path == saved.backbone:
+            kind: type[HFBackbone] = plugins.load("backbones", plugin.name)
+            own = kind.family_parameters()
+            foreign = sorted(set(saved.family) - set(own))
+            if foreign:
+                log.warning("%s: %s of %s ignored: not settings of %s alone.", checkpoint, ", ".join(foreign), loading.ABOUT, kind.__name__)
+            return kind, replace(saved, family={name: value for name, value in saved.family.items() if name in own})
+    return backbone_of(checkpoint, trust_remote_code), None
+
+
+def saved_prompt(checkpoint: str, saved: SavedSettings) -> CuePrompt:
+    """The words of the task that a folder remembers.
+
+    Raises:
+        CheckpointError: it holds words that the task does not know.
+    """
+    try:
+        return CuePrompt(**saved.prompt)
+    except TypeError as cause:
+        raise CheckpointError(
+            f"{loading.ABOUT} of {checkpoint} holds a prompt that is not ours ({cause}); correct or remove it."
+        ) from cause
 
 
 def backbone_of(checkpoint: str, trust_remote_code: bool = False) -> type[HFBackbone]:

@@ -176,11 +176,16 @@ class HFBackbone(Encoding):
         about = {"backbone": f"{type(self).__module__}.{type(self).__qualname__}", "family": self.family_settings()}
         (Path(folder) / loading.ABOUT).write_text(json.dumps({**about, "prompt": vars(self.prompt)}, indent=2) + "\n")
 
+    @classmethod
+    def family_parameters(cls) -> list[str]:
+        """Names of the constructor arguments that only this family has, such as its frame: all that a saved folder may decide."""
+        common = inspect.signature(HFBackbone.__init__).parameters
+        taken = inspect.signature(cls.__init__).parameters.items()
+        return [name for name, p in taken if name not in common and p.kind is not inspect.Parameter.VAR_KEYWORD]
+
     def family_settings(self) -> dict[str, Any]:
         """Settings that only this family has, such as its frame: what a saved folder has to remember."""
-        taken = inspect.signature(type(self).__init__).parameters
-        common = inspect.signature(HFBackbone.__init__).parameters
-        return {name: getattr(self, name) for name in taken if name not in common and name != "kwargs"}
+        return {name: getattr(self, name) for name in self.family_parameters()}
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""

@@ -50,15 +50,62 @@ SHIPPED = {"locus-tiny": Path(__file__).parents[1] / "models" / "locus_tiny"}
 """Checkpoints that come with the package, by name."""
 
 
-def remembered(checkpoint: str) -> dict[str, Any]:
-    """What a folder that a backbone saved says of itself: ``backbone``, ``family``, ``prompt``; empty for other checkpoints."""
+@dataclass(frozen=True)
+class SavedSettings:
+    """What a folder remembers of the backbone that wrote it. The folder may come from a stranger, so nothing here may choose code or
+    another checkpoint: the reader takes only settings that the named backbone class declares as its own.
+
+    Args:
+        backbone: dotted class path of the backbone.
+        family: settings of that class alone, such as its frame.
+        prompt: the words of the task.
+    """
+
+    backbone: str
+    family: dict[str, Any]
+    prompt: dict[str, str]
+
+
+def saved_settings(checkpoint: str) -> SavedSettings | None:
+    """The settings that a saved folder remembers, or None for a checkpoint that no backbone of ours wrote.
+
+    Raises:
+        CheckpointError: the file is there and is not of the expected form.
+    """
     path = Path(resolve(checkpoint)) / ABOUT
     if not path.is_file():
-        return {}
+        return None
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as cause:
-        raise CheckpointError(f"{path} is not JSON ({cause}); remove it, and say the frame in the configuration.") from cause
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        backbone, family, prompt = content["backbone"], content.get("family", {}), content.get("prompt", {})
+        if not isinstance(backbone, str) or not isinstance(family, dict) or not isinstance(prompt, dict):
+            raise ValueError("backbone must be a string, family and prompt must be mappings")
+        if not all(isinstance(text, str) for text in prompt.values()):
+            raise ValueError("every entry of prompt must be a string")
+    except (ValueError, KeyError, TypeError) as cause:
+        raise CheckpointError(
+            f"{path} is not the record of a saved backbone ({type(cause).__name__}: {cause}); remove it, and state the frame in the configuration."
+        ) from cause
+    return SavedSettings(backbone, family, prompt)
+
+
+def announce_remote_code(checkpoint: str) -> None:
+    """Log which code files of a checkpoint ``trust_remote_code`` is about to run."""
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(resolve(checkpoint))
+    except (OSError, ValueError):
+        return  # the check of the checkpoint reports this
+    classes = [name for entry in config.get("auto_map", {}).values() for name in (entry if isinstance(entry, list) else [entry]) if name]
+    files = sorted(
+        {
+            name.split("--")[0] + "/" + name.split("--")[1].split(".")[0] + ".py" if "--" in name else name.split(".")[0] + ".py"
+            for name in classes
+        }
+    )
+    if files:
+        log.warning("trust_remote_code: %s runs the code of %s.", checkpoint, ", ".join(files))
 
 
 def resolve(checkpoint: str) -> str:
@@ -75,6 +122,8 @@ def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_re
         CheckpointError: it is not there, has no readable config, or is of a family this backbone does not speak (``model_types``
             empty: any will do).
     """
+    if trust_remote_code:
+        announce_remote_code(checkpoint)
     found = model_type(checkpoint, trust_remote_code)
     if model_types and found not in model_types:
         raise CheckpointError(
@@ -125,7 +174,10 @@ def _why(cause: Exception) -> str:
     """What is wrong with a checkpoint that cannot be read, and what to do."""
     reason = " ".join(str(cause).split())
     if "trust_remote_code" in reason:
-        return "brings code of its own; read it and set backbone.trust_remote_code: true, or take the version in transformers' own form."
+        return (
+            "brings code of its own; read it and set backbone.trust_remote_code: true (--trust-remote-code for eval, analyze and export), or "
+            "take the version in transformers' own form."
+        )
     if "gated" in reason.lower():
         return "is gated: accept its licence on its page of the hub, then log in there (hf auth login)."
     if "model type" in reason or "model_type" in reason:

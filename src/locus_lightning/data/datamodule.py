@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
-from locus_lightning.data.source import CueBatch, CueDataset, CueSource, Split
+from locus_lightning.data.source import CueBatch, CueDataset, CueSource, Position, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample
 
@@ -48,7 +48,7 @@ class CueDataModule(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.quarantine: dict[str, str] = {}
         self.datasets: dict[Split, CueDataset] = {}
-        self._epoch = self._consumed = 0
+        self._next = Position(0, 0)
 
     def setup(self, stage: str) -> None:
         """Check the source and open its splits."""
@@ -69,10 +69,11 @@ class CueDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         steps = int(module.micro_steps(self.batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
         sampler = ResumableSampler(len(self.datasets["train"]), self.batch_size, self.seed, self._rank(), self._world())
-        epoch, consumed = self._epoch, self._consumed
-        if consumed >= len(sampler) * steps:  # a checkpoint at the end of an epoch goes on with the next
-            epoch, consumed = epoch + 1, 0
-        return PacedLoader(self._loader("train", sampler), sampler, steps, epoch, consumed)
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        length = len(sampler) * steps
+        used = min(length, limit) if isinstance(limit, int) else int(length * limit)  # as Lightning counts an epoch
+        start = self._next if self._next.micro_step < used else Position(self._next.epoch + 1, 0)
+        return PacedLoader(self._loader("train", sampler), sampler, steps, start)
 
     def val_dataloader(self) -> FixedLoader:
         """Held-out samples in their own order, each once."""
@@ -103,10 +104,8 @@ class CueDataModule(L.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called once a step is about to use ``batch``: count it, and note images that had to be replaced."""
-        if self.trainer and self.trainer.training:
-            if self.trainer.current_epoch != self._epoch:
-                self._epoch, self._consumed = self.trainer.current_epoch, 0
-            self._consumed += 1
+        if batch.position is not None:
+            self._next = Position(batch.position.epoch, batch.position.micro_step + 1)
         for sample in batch:
             for path, reason in sample.quarantined:
                 if path not in self.quarantine:
@@ -119,10 +118,10 @@ class CueDataModule(L.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, micro-steps taken in it, and the quarantine list."""
-        return {"epoch": self._epoch, "consumed": self._consumed, "quarantine": dict(self.quarantine)}
+        """The pass over the data, micro-steps taken in it, and the quarantine list."""
+        return {"epoch": self._next.epoch, "consumed": self._next.micro_step, "quarantine": dict(self.quarantine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint stood."""
-        self._epoch, self._consumed = int(state_dict["epoch"]), int(state_dict["consumed"])
+        self._next = Position(int(state_dict["epoch"]), int(state_dict["consumed"]))
         self.quarantine = dict(state_dict["quarantine"])

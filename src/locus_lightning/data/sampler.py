@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from locus_lightning.data.source import CueKey
-
-NO_PROMPTS: tuple[()] = ()
-"""What a training step receives while the last rollout is still being used."""
+from locus_lightning.data.source import CueBatch, CueKey, Position
 
 
 class ResumableSampler(Sampler[list[CueKey]]):
@@ -36,7 +33,7 @@ class ResumableSampler(Sampler[list[CueKey]]):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Order of the next pass; Lightning calls this at every epoch."""
+        """Order of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -73,39 +70,45 @@ class FixedLoader:
 
 
 class PacedLoader:
-    """Yields a batch of prompts, then ``steps - 1`` times :data:`NO_PROMPTS`: one item a micro-step.
+    """Yields a batch of prompts, then ``steps - 1`` empty batches: one item a micro-step, each with its :class:`Position`.
 
-    A rollout batch serves several micro-steps; this keeps Lightning's own batch count, accumulation and progress right.
+    A rollout batch serves several micro-steps; this keeps Lightning's own batch count, accumulation and progress right. The loader alone
+    decides which pass over the data is read: Lightning's epoch may be ahead after a run that ended inside a pass, so its epoch number is
+    not taken.
 
     Args:
         loader: the loader of prompt batches.
-        sampler: the batch sampler that ``loader`` was made with.
+        sampler: the batch sampler that ``loader`` was made with. Hidden from Lightning, which would set its epoch.
         steps: micro-steps a rollout batch takes.
-        epoch: epoch of the order.
-        consumed: micro-steps of this epoch that were already taken (by steps, not by fetching: Lightning fetches ahead).
+        start: the first micro-step to yield. Later iterations begin a new pass.
     """
 
-    def __init__(self, loader: Iterable[Any], sampler: ResumableSampler, steps: int, epoch: int = 0, consumed: int = 0) -> None:
-        self.loader, self.sampler, self.steps, self.consumed = loader, sampler, steps, consumed
-        self.sampler.set_epoch(epoch)
+    def __init__(self, loader: Iterable[Any], sampler: ResumableSampler, steps: int, start: Position) -> None:
+        self.steps = steps
+        self._loader, self._sampler, self._next = loader, sampler, start
 
     def __len__(self) -> int:
-        """Micro-steps of a whole epoch."""
-        return len(self.sampler) * self.steps
+        """Micro-steps of a whole pass."""
+        return len(self._sampler) * self.steps
 
-    def __iter__(self) -> Iterator[Any]:
-        begun, within = divmod(self.consumed, self.steps)
-        self.consumed = 0
-        self.sampler.start = begun + (1 if within else 0)
-        if within:
-            yield from [NO_PROMPTS] * (self.steps - within)
-        for batch in self.loader:
-            yield batch
-            yield from [NO_PROMPTS] * (self.steps - 1)
-        self.sampler.start = 0
+    def __iter__(self) -> Iterator[CueBatch]:
+        epoch, begin = self._next
+        self._next = Position(epoch + 1, 0)
+        rollouts, within = divmod(begin, self.steps)
+        self._sampler.set_epoch(epoch)
+        self._sampler.start = rollouts + (1 if within else 0)
+        batches = iter(self._loader)
+        for micro_step in range(begin, len(self)):
+            position = Position(epoch, micro_step)
+            if micro_step % self.steps:
+                yield CueBatch((), position)
+            else:
+                batch = next(batches)
+                batch.position = position
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position belongs to the data module, which counts what steps consumed."""
+        """Nothing: the data module keeps the position, which it reads off the batches that steps consumed."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

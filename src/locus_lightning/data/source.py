@@ -29,10 +29,25 @@ def spread(length: int, count: int) -> list[int]:
     return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)})
 
 
-class CueBatch:
-    """Samples of one step. Not a list: precision plugins walk into sequences to cast tensors and refuse frozen records there."""
+class Position(NamedTuple):
+    """A place in the training data: ``micro_step`` of the pass ``epoch`` over the data set."""
 
-    def __init__(self, samples: Iterable[Sample | tuple[Sample, ...]]) -> None:
+    epoch: int
+    micro_step: int
+
+
+class CueBatch:
+    """Samples of one micro-step. It is no list: precision plugins walk into sequences to cast tensors and refuse frozen records there.
+
+    Args:
+        samples: of the step; none while the last rollout is still being used.
+        position: which micro-step this is for; None outside training.
+    """
+
+    position: Position | None = None
+
+    def __init__(self, samples: Iterable[Sample | tuple[Sample, ...]], position: Position | None = None) -> None:
+        self.position = position
         flat = (sample if isinstance(sample, tuple) else (sample,) for sample in samples)
         self._samples: tuple[Any, ...] = tuple(itertools.chain.from_iterable(flat))
 
