@@ -17,9 +17,9 @@ from PIL import Image
 @contextmanager
 def sources(photos: int = 240) -> Iterator[dict[str, Any]]:
     """Scenes, and a corpus of made-up 640 x 480 photos, in a folder and in shards."""
-    from locus_lightning.data.build import BuildSettings, build
-    from locus_lightning.data.corpus import CorpusCues
-    from locus_lightning.data.scenes import SceneCues
+    from locus_lightning.data.corpus.build import BuildSettings, build
+    from locus_lightning.data.corpus.corpus import CorpusCues
+    from locus_lightning.data.synthetic.scenes import SceneCues
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:

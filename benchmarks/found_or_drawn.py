@@ -20,8 +20,8 @@ import numpy as np
 import yaml
 
 from locus_lightning.cue_samplers.objects import ObjectCues
-from locus_lightning.data.scenes import Scene, SceneCues
 from locus_lightning.data.source import CueKey
+from locus_lightning.data.synthetic.scenes import Scene, SceneCues
 from locus_lightning.types import Box
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"

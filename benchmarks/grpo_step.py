@@ -85,9 +85,9 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     from locus_lightning.backbones.llava import LlavaBackbone
     from locus_lightning.backbones.loading import LoRA
     from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
-    from locus_lightning.module import LocusModule
     from locus_lightning.rollout.base import Sampling
     from locus_lightning.rollout.hf import HFRollout
+    from locus_lightning.training.grpo import LocusModule
 
     kind: Any = LlavaBackbone if "llava" in workload.checkpoint else Qwen2_5_VLBackbone
     backbone = kind(
@@ -171,8 +171,8 @@ def run_trl(workload: Workload, folder: str, steps: int, warmup: int) -> dict[st
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from locus_lightning.geometry import iou
-    from locus_lightning.response import boxes_in
+    from locus_lightning.boxes import iou
+    from locus_lightning.tasks.parsing import boxes_in
 
     made = [sample(workload, i) for i in range(workload.prompts * (steps + warmup))]
     prompt = words(workload)

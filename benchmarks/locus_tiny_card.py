@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from locus_lightning.backbones.loading import SHIPPED
-from locus_lightning.data.lessons import TASKS as LESSONS
+from locus_lightning.data.synthetic.lessons import TASKS as LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {

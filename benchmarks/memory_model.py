@@ -17,11 +17,12 @@ import torch
 from checkpoints import llava_tiny, qwen_tiny
 from PIL import Image
 
-from locus_lightning.backbones import loading, memory
+from locus_lightning.backbones import loading
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
-from locus_lightning.preflight import allocated_peak
+from locus_lightning.cli.preflight import allocated_peak
+from locus_lightning.training import memory
 from locus_lightning.types import Cue, CueSample, CueWindow
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from transformers import logging
 
-from locus_lightning.backbones import loading, memory
+from locus_lightning.backbones import loading
 from locus_lightning.backbones.toy.llava import llava, llava_onevision
 from locus_lightning.backbones.toy.qwen import qwen2_5_vl, qwen3_vl
+from locus_lightning.training import memory
 
 QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
 QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}

@@ -16,25 +16,25 @@ from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
 from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.downstream import DownstreamAccuracy
 from locus_lightning.callbacks.pictures import CuePictures
-from locus_lightning.cold_start import ColdStart
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
 from locus_lightning.cue_samplers.text_cue import TextCues
-from locus_lightning.data.coco import CocoCues
-from locus_lightning.data.corpus import CorpusCues
+from locus_lightning.data.coco.coco import CocoCues
+from locus_lightning.data.corpus.corpus import CorpusCues
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.lessons import SceneLessons, Stage
-from locus_lightning.data.scenes import SceneCues
-from locus_lightning.evaluation.callback import DownstreamAccuracy
-from locus_lightning.module import LocusModule
+from locus_lightning.data.synthetic.lessons import SceneLessons, Stage
+from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
-from locus_lightning.optimizers import MuonAdamW
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.supervised import SupervisedModule
+from locus_lightning.training.cold_start import ColdStart
+from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.optimizers import MuonAdamW
+from locus_lightning.training.sft import SupervisedModule
 
 TARGET = Path(__file__).with_name("configuration.md")
 SECTIONS: list[tuple[str, str, list[type]]] = [
@@ -50,7 +50,7 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("data.source.init_args.stages", "Of `SceneLessons`: a list.", [Stage]),
     ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues, TextCues]),
     ("model.init_args.optimizer", "torch's by dotted path, such as `torch.optim.AdamW`; ours by class name.", [MuonAdamW]),
-    ("trainer.callbacks", "By dotted path, such as `locus_lightning.evaluation.callback.DownstreamAccuracy`; Lightning's own by class name.", [DownstreamAccuracy]),
+    ("trainer.callbacks", "By dotted path, such as `locus_lightning.callbacks.downstream.DownstreamAccuracy`; Lightning's own by class name.", [DownstreamAccuracy]),
     ("cold_start", "Beside `model` and `data`; null for none.", [ColdStart]),
     ("checkpoints, pictures", "Beside `model` and `data`.", [Checkpoints, CuePictures]),
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locus_lightning.cli import main
+from locus_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

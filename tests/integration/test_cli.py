@@ -247,7 +247,7 @@ def test_yaml_that_is_no_yaml(locus, tmp_path):
 
 def test_plugins_lists_without_importing_torch():
     code = (
-        "import sys; from locus_lightning.cli import main\n"
+        "import sys; from locus_lightning.cli.main import main\n"
         "try: main(['plugins', '--json'])\nexcept SystemExit as e: assert not e.code\n"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules), 'heavy import'"
     )

@@ -77,7 +77,7 @@ def test_the_question_for_a_box_can_be_said_otherwise_but_names_the_object(locus
 
 
 def test_attention_in_box_is_logged_beside_cue_iou(locus, tmp_path):
-    callback = '[{"class_path": "locus_lightning.evaluation.callback.DownstreamAccuracy", "init_args": {"number": 2, "attention": 3}}]'
+    callback = '[{"class_path": "locus_lightning.callbacks.downstream.DownstreamAccuracy", "init_args": {"number": 2, "attention": 3}}]'
     status, _, err = locus(
         "fit", "--config", ROOT / "tests" / "configs" / "scenes_llava.yaml", "--trainer.max_steps=1", f"--trainer.callbacks={callback}"
     )

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from locus_lightning.analysis import behaviour
-from locus_lightning.analysis.behaviour import Asked, suppressed
-from locus_lightning.backbones import attention
-from locus_lightning.backbones.looking import Looking, attention_layers, look
-from locus_lightning.geometry import raster
+from locus_lightning.analysis import interventions as behaviour
+from locus_lightning.analysis.attention_maps import Looking, attention_layers, look
+from locus_lightning.analysis.interventions import Asked, suppressed
+from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.boxes import raster
 from locus_lightning.types import Question
 
 SIZES = [(128, 96), (60, 150), (97, 97)]

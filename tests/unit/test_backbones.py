@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from locus_lightning.backbones import attention, loading
+from locus_lightning.backbones import loading
 from locus_lightning.backbones.auto import AutoBackbone
 from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.errors import CheckpointError, ConfigError
-from locus_lightning.response import parse_response
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout, draw
+from locus_lightning.tasks.parsing import parse_response
 from locus_lightning.types import Question
 from tests.conftest import FAMILIES, make_sample
 
@@ -195,7 +196,7 @@ def test_merging_for_decoding_leaves_every_weight_as_it_was(make_backbone, famil
 def test_which_models_can_be_packed():
     from transformers import Gemma3Config, LlavaConfig, Qwen2_5_VLConfig, Qwen3_5Config
 
-    from locus_lightning.backbones.packing import why_not
+    from locus_lightning.backbones.shared_prefix.packing import why_not
 
     assert why_not(LlavaConfig()) is None
     assert why_not(Qwen2_5_VLConfig()) is None

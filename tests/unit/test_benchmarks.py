@@ -14,10 +14,10 @@ from PIL import Image
 
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Scored, extract_yes_no
-from locus_lightning.evaluation.page import page
-from locus_lightning.evaluation.run import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
-from locus_lightning.evaluation.suites import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
-from locus_lightning.response import payload
+from locus_lightning.evaluation.benchmarks import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
+from locus_lightning.evaluation.html import page
+from locus_lightning.evaluation.runner import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
+from locus_lightning.tasks.parsing import payload
 
 
 def jpeg(seed=0, size=(64, 48)):

@@ -7,8 +7,8 @@ import pytest
 
 from locus_lightning.callbacks.pictures import colour_of, completions_table, contact_sheet, draw_group
 from locus_lightning.callbacks.summary import Summary
-from locus_lightning.metrics import CueMetrics
 from locus_lightning.rollout.base import Sampling
+from locus_lightning.tasks.metrics import CueMetrics
 from locus_lightning.types import RolloutGroup
 from tests.conftest import make_completion, make_sample
 

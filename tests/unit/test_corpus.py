@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from locus_lightning.cue_samplers.text_cue import TextCues
-from locus_lightning.data import build as building
-from locus_lightning.data import corpus
-from locus_lightning.data.build import BuildSettings, build
-from locus_lightning.data.contact_sheet import write_sheet
-from locus_lightning.data.corpus import CorpusCues, read_manifest
+from locus_lightning.data.corpus import build as building
+from locus_lightning.data.corpus import corpus
+from locus_lightning.data.corpus.build import BuildSettings, build
+from locus_lightning.data.corpus.contact_sheet import write_sheet
+from locus_lightning.data.corpus.corpus import CorpusCues, read_manifest
+from locus_lightning.data.corpus.text_cues import read_answers, write_requests
 from locus_lightning.data.source import CueKey
-from locus_lightning.data.text_cues import read_answers, write_requests
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import SceneObject
 

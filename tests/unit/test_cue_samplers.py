@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from locus_lightning.boxes import size_bin
 from locus_lightning.cue_samplers.base import crop_cue
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import size_bin
 from locus_lightning.types import SceneObject
 from tests.conftest import make_sample
 

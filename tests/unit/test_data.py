@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from locus_lightning.boxes import iou
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
-from locus_lightning.data.coco import CocoCues
+from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.sampler import PacedLoader, ResumableSampler
-from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueBatch, CueKey, Position
+from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.geometry import iou
 
 ANY = ObjectCues({"tiny": 1.0, "small": 1.0, "medium": 1.0})
 
@@ -191,7 +191,7 @@ def test_a_validation_file_of_its_own_is_used(coco):
 
 
 def test_a_cue_that_stands_twice_or_shows_nothing_can_be_left_out(coco):
-    from locus_lightning.data.filters import second_match, texture
+    from locus_lightning.data.coco.filters import second_match, texture
 
     rng = np.random.default_rng(0)
     patch = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((80, 60))

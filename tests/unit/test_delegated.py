@@ -8,9 +8,9 @@ import os
 import pytest
 
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.delegated import ABOUT, headline, run_task
+from locus_lightning.evaluation.lmms_eval import ABOUT, headline, run_task
 from locus_lightning.evaluation.paper import ROWS
-from locus_lightning.evaluation.run import Settings
+from locus_lightning.evaluation.runner import Settings
 
 REALWORLDQA = next(row for row in ROWS if row.task == "realworldqa")
 MATHVISION = next(row for row in ROWS if row.task == "mathvision_test")

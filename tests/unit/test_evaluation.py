@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from locus_lightning.data.drawing import COLOURS
-from locus_lightning.data.smallstar import KINDS, write_smallstar
+from locus_lightning.data.synthetic.drawing import COLOURS
+from locus_lightning.data.synthetic.smallstar import KINDS, write_smallstar
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import extract_letter
-from locus_lightning.evaluation.run import fingerprint
-from locus_lightning.evaluation.vstar import options_of, read_vstar
+from locus_lightning.evaluation.benchmarks.vstar import options_of, read_vstar
+from locus_lightning.evaluation.runner import fingerprint
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "the left side"}
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from locus_lightning.response import parse_response, write_response
+from locus_lightning.tasks.parsing import parse_response, write_response
 from tests.conftest import FAMILIES, make_sample
 
 SIZES = [(640, 480), (480, 640), (21, 17), (3840, 2160), (1200, 150), (110, 900), (97, 97)]

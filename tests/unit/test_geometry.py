@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locus_lightning.geometry import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, trivial_boxes
-from locus_lightning.response import parse_response, write_response
+from locus_lightning.boxes import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, trivial_boxes
+from locus_lightning.tasks.parsing import parse_response, write_response
 
 sides = st.integers(1, 4000)
 

@@ -7,12 +7,12 @@ import torch
 from locus_lightning.backbones.toy.locus_tiny import locus_tiny
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
-from locus_lightning.data.drawing import SHAPES
-from locus_lightning.data.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
-from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueBatch, CueKey
+from locus_lightning.data.synthetic.drawing import SHAPES
+from locus_lightning.data.synthetic.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
+from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
-from locus_lightning.supervised import SupervisedModule, by_image
+from locus_lightning.training.sft import SupervisedModule, by_image
 from locus_lightning.types import CueSample, Question
 
 SCENES = SceneCues(image_size=96, objects=(3, 5), object_size=(0.12, 0.3))

@@ -8,18 +8,18 @@ import lightning as L
 import pytest
 import torch
 
-from locus_lightning.collection import Split, micro_batches, pack_state, unpack_state
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.scenes import SceneCues
 from locus_lightning.data.source import CueKey
+from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
-from locus_lightning.module import LocusModule
 from locus_lightning.objectives.advantages import weight_total
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import Sampling
-from locus_lightning.supervised import SupervisedModule
+from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.rollout_batch import Split, micro_batches, pack_state, unpack_state
+from locus_lightning.training.sft import SupervisedModule
 from locus_lightning.types import Generation
 from tests.conftest import FAMILIES
 
@@ -166,7 +166,7 @@ def test_sampler_and_trainer_agree_at_every_first_use():
 
 
 def test_a_sampler_that_lies_is_seen():
-    from locus_lightning.collection import MicroBatch, sampler_gap
+    from locus_lightning.training.rollout_batch import MicroBatch, sampler_gap
 
     mask = torch.tensor([[[True, True, False]]])
     micro = MicroBatch((), (), torch.zeros(1, 1), mask, mask.float(), torch.tensor([[[-1.0, -2.0, 0.0]]]))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.optimizers import MuonAdamW
+from locus_lightning.training.optimizers import MuonAdamW
 
 
 def model():

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from locus_lightning import plugins
-from locus_lightning.commands import plugins_command
+from locus_lightning.cli.info import plugins_command
 from locus_lightning.errors import PluginError
 
 

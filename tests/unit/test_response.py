@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locus_lightning.geometry import is_valid_box
-from locus_lightning.response import boxes_in, parse_response, write_response
+from locus_lightning.boxes import is_valid_box
+from locus_lightning.tasks.parsing import boxes_in, parse_response, write_response
 
 GOOD = "<think>it is on the left</think>\n<answer>[1, 2, 30, 40]</answer>"
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.response import parse_response
 from locus_lightning.rewards.base import Reward
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
+from locus_lightning.tasks.parsing import parse_response
 from locus_lightning.types import Completion
 from tests.conftest import make_completion, make_sample
 

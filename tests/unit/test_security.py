@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from locus_lightning.backbones.auto import AutoBackbone
+from locus_lightning.backbones.open import Run, open_model
 from locus_lightning.data.source import CueKey
 from locus_lightning.errors import CheckpointError
-from locus_lightning.runs import Run, open_model
 
 
 def rewrite(folder, **changes):
@@ -89,10 +89,10 @@ EVIL = "<script>alert(1)</script>"
 
 
 def test_pages_escape_what_files_say(tmp_path, samples):
-    from locus_lightning.data.contact_sheet import write_sheet
+    from locus_lightning.data.corpus.contact_sheet import write_sheet
     from locus_lightning.evaluation.base import Item
-    from locus_lightning.evaluation.page import page
-    from locus_lightning.evaluation.vstar import VStar
+    from locus_lightning.evaluation.benchmarks.vstar import VStar
+    from locus_lightning.evaluation.html import page
 
     numbers = {EVIL: 1.0}
     manifest = {
@@ -119,7 +119,7 @@ def test_pages_escape_what_files_say(tmp_path, samples):
 
 
 def test_a_page_looks_the_same_for_plain_content(samples, tmp_path):
-    from locus_lightning.data.contact_sheet import write_sheet
+    from locus_lightning.data.corpus.contact_sheet import write_sheet
 
     manifest = {
         "counts": {"train": {"cues": 10, "images": 4, "labels": 2, "bins": {"tiny": 7, "small": 3}}},

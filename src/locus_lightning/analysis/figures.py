@@ -84,7 +84,7 @@ def grounding_plots(
 ) -> None:
     """For each model, a row: accuracy by IoU of the queried object, and IoU of rightly and wrongly answered questions.
 
-    ``models``: (bins as :func:`~locus_lightning.analysis.behaviour.by_iou` gives them, IoUs of right ones, of wrong ones).
+    ``models``: (bins as :func:`~locus_lightning.analysis.interventions.by_iou` gives them, IoUs of right ones, of wrong ones).
     """
     figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False)

@@ -12,8 +12,8 @@ from locus_lightning.backbones import loading
 from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.loading import SavedSettings
+from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError, ConfigError
-from locus_lightning.geometry import BoxFrame
 from locus_lightning.types import CueSample, Question
 
 log = logging.getLogger(__name__)

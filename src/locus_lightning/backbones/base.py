@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from locus_lightning.boxes import BoxFrame, clip_box, iou
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import BoxFrame, clip_box, iou
-from locus_lightning.response import boxes_in, parse_response, write_response
+from locus_lightning.tasks.parsing import boxes_in, parse_response, write_response
 from locus_lightning.types import Completion, CueSample, Generation, Prompt, Question
 
 if TYPE_CHECKING:

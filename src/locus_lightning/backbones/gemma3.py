@@ -8,7 +8,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.geometry import BoxFrame, raster, whole
+from locus_lightning.boxes import BoxFrame, raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError
-from locus_lightning.geometry import BoxFrame
 from locus_lightning.types import CueSample, Prompt, Question
 
 Frame = Literal["thousandths", "fractions", "padded_fractions", "original_pixels"]

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from locus_lightning.backbones import attention, loading, toy
+from locus_lightning.backbones import loading, toy
 from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.encoding import Encoding
 from locus_lightning.backbones.loading import LoRA
-from locus_lightning.backbones.packing import lay_out, why_not
+from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import CueSample, Prompt, Question, Size
 

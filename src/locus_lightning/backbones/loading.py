@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from locus_lightning.backbones import attention, toy
+from locus_lightning.backbones import toy
+from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.boxes import raster, whole
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.geometry import raster, whole
 from locus_lightning.types import CueSample, Prompt, Question, Size
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
-from locus_lightning.geometry import BoxFrame
+from locus_lightning.boxes import BoxFrame
 from locus_lightning.types import CueSample, Question
 
 

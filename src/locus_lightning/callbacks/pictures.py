@@ -9,8 +9,8 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
-from locus_lightning.geometry import clip_box
-from locus_lightning.module import LocusModule
+from locus_lightning.boxes import clip_box
+from locus_lightning.training.grpo import LocusModule
 from locus_lightning.types import Box, RolloutGroup
 
 _TRUE = (255, 255, 255)

@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from locus_lightning.metrics import BINS
-from locus_lightning.module import LocusModule
 from locus_lightning.rollout.base import Sampling
+from locus_lightning.tasks.metrics import BINS
+from locus_lightning.training.grpo import LocusModule
 
 _LIBRARIES = ("locus-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 

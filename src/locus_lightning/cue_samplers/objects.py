@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from locus_lightning.boxes import clip_box, size_bin
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import clip_box, size_bin
 from locus_lightning.types import Box, CueWindow, SceneObject, Size, SizeBin
 
 

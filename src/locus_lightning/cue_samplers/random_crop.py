@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from locus_lightning.boxes import SIZE_BINS, size_bin
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.errors import ConfigError
-from locus_lightning.geometry import SIZE_BINS, size_bin
 from locus_lightning.types import CueWindow, SceneObject, Size, SizeBin
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.response import payload
+from locus_lightning.tasks.parsing import payload
 from locus_lightning.types import Box, CueSample, Question
 
 LETTERS = "Answer with the option's letter from the given choices directly."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from locus_lightning.geometry import clip_box, iou
+from locus_lightning.boxes import clip_box, iou
 from locus_lightning.rewards.base import Reward
 from locus_lightning.types import Completion, CueSample
 

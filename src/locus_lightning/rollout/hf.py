@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.backbones.packing import left_padded
+from locus_lightning.backbones.shared_prefix.packing import left_padded
 from locus_lightning.errors import ConfigError
 from locus_lightning.rollout.base import RolloutEngine, Sampling
 from locus_lightning.types import Generation, Prompt
@@ -89,7 +89,7 @@ def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -
     """Run every prompt once; cache, last hidden state (B*n, D) and mask (B*n, P), each for n rows a prompt; no mask where the cache knows."""
     from transformers import DynamicCache
 
-    from locus_lightning.rollout.cache import for_groups
+    from locus_lightning.backbones.shared_prefix.cache import for_groups
 
     ids_BP, mask_BP, positions = left_padded(prompts)
     features = [image for images in backbone.features_of(prompts) for image in images]

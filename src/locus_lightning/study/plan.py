@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.evaluation.run import RESULT, folder_name
-from locus_lightning.evaluation.suites import SUITES
+from locus_lightning.evaluation.benchmarks import SUITES
+from locus_lightning.evaluation.runner import RESULT, folder_name
 
 EVALUATIONS = "eval"
 """The folder of a study's evaluations, beside those of its runs."""

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from locus_lightning.evaluation.run import difference, mean_result
-from locus_lightning.evaluation.suites import SUITES
+from locus_lightning.evaluation.benchmarks import SUITES
+from locus_lightning.evaluation.runner import difference, mean_result
 from locus_lightning.study.plan import MODEL, Study, result_of, summary_of
 
 FIGURES = {"proxy mIoU": "iou", "proxy ACC@0.5": "acc0.5"}

@@ -13,8 +13,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from locus_lightning.boxes import size_bin
 from locus_lightning.cue_samplers.base import CueSampler
-from locus_lightning.geometry import size_bin
 from locus_lightning.rewards.base import Reward
 from locus_lightning.types import Completion, Cue, CueSample, CueWindow, SceneObject
 

@@ -1,6 +1,6 @@
 """An example reward plugin: generalised IoU, which still has a slope where boxes do not touch."""
 
-from locus_lightning.geometry import clip_box, giou
+from locus_lightning.boxes import clip_box, giou
 from locus_lightning.rewards.base import Reward
 from locus_lightning.types import Completion, CueSample
 

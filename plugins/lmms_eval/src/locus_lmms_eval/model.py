@@ -12,11 +12,11 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from rich.progress import track
 
-from locus_lightning.evaluation.run import THINK
-from locus_lightning.response import payload
+from locus_lightning.backbones.open import open_model
+from locus_lightning.evaluation.runner import THINK
 from locus_lightning.rollout.base import Sampling
 from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.runs import open_model
+from locus_lightning.tasks.parsing import payload
 
 READS_TAGS = "_reasoning"
 """How lmms-eval names tasks whose own extractor reads the answer block: they are handed the whole text."""

@@ -1,0 +1,92 @@
+"""What answers depend on: the context around the targets (paper, section 1: visual context rot), and whether the target is found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.boxes import clip_box, iou
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.tasks.parsing import boxes_in, payload
+from locus_lightning.types import Box, Question
+
+
+def say(backbone: HFBackbone, questions: Sequence[Question], max_new_tokens: int = 64, batch: int = 8, about: str = "") -> list[str]:
+    """Greedy answers."""
+    texts = []
+    for i in track(range(0, len(questions), batch), description=about or "answers"):
+        prompts = backbone.encode(questions[i : i + batch])
+        groups = HFRollout().generate(backbone, prompts, 1, Sampling(max_new_tokens, temperature=0.0))
+        texts += [backbone.decode(made.ids_T) for (made,) in groups]
+    return texts
+
+
+def suppressed(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """All but the boxes black; canvas and scale stay."""
+    black = Image.new("RGB", image.size)
+    for box in boxes:
+        x1, y1, x2, y2 = (round(v) for v in clip_box(box, image.size))
+        black.paste(image.crop((x1, y1, x2, y2)), (x1, y1))
+    return black
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, the boxes of what it is about, how an answer is marked, and for each box a question for it by name (may be empty)."""
+
+    question: Question
+    boxes: tuple[Box, ...]
+    right: Callable[[str], bool]
+    targets: tuple[Question, ...] = ()
+
+
+def context(backbone: HFBackbone, asked: Sequence[Asked]) -> list[tuple[bool, bool]]:
+    """For every question, whether the answer is right with the full image, and with all but the targets blacked out."""
+    full = [one.question for one in asked]
+    alone = [replace(one.question, image=suppressed(one.question.image, one.boxes)) for one in asked]
+    said = [say(backbone, some, about=what) for some, what in ((full, "full image"), (alone, "targets alone"))]
+    return [(one.right(a), one.right(b)) for one, a, b in zip(asked, *said, strict=True)]
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """IoU of the queried objects (mean over the question's targets), and whether the question was answered rightly."""
+
+    iou: float
+    right: bool
+
+
+def grounding(backbone: HFBackbone, asked: Sequence[Asked]) -> list[Grounded]:
+    """Every target is asked for by its name; every question is asked as it is."""
+    said = say(backbone, [one.question for one in asked], about="questions")
+    named = iter(say(backbone, [target for one in asked for target in one.targets], about="targets"))
+    rows = []
+    for one, text in zip(asked, said, strict=True):
+        found = [boxes_in(payload(next(named))) for _ in one.targets]
+        frame, size = backbone.frame(one.question), one.question.image.size
+        ious = [
+            iou(clip_box(frame.to_original(boxes[0]), size), box) if boxes else 0.0 for boxes, box in zip(found, one.boxes, strict=False)
+        ]
+        rows.append(Grounded(mean(ious) if ious else 0.0, one.right(text)))
+    return rows
+
+
+EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Bins of IoU: half-open, the last one closed."""
+
+
+def by_iou(rows: Sequence[Grounded]) -> list[dict[str, Any]]:
+    """Accuracy of the questions in every bin of IoU; None where a bin is empty."""
+    bins = []
+    for low, high in itertools.pairwise(EDGES):
+        some = [row.right for row in rows if low <= row.iou < high or (high == 1.0 and row.iou == 1.0)]
+        bins.append({"from": low, "to": high, "questions": len(some), "accuracy": mean(some) if some else None})
+    return bins

@@ -1,0 +1,1 @@
+"""A prompt paid for once: packed rows, attention over them, and the cache of decoding."""

@@ -1,0 +1,98 @@
+"""Downstream accuracy beside cue IoU, while training runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import lightning as L
+
+from locus_lightning.analysis.attention_maps import look
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.data.synthetic.smallstar import write_smallstar
+from locus_lightning.errors import ConfigError
+from locus_lightning.evaluation.base import Item, extract_letter
+from locus_lightning.evaluation.benchmarks.vstar import read_vstar
+from locus_lightning.rollout.base import Sampling
+from locus_lightning.training.base import CueModule
+
+
+class DownstreamAccuracy(L.Callback):
+    """Plain image + question accuracy with every validation, by kind: ``eval/NAME_KIND`` and their mean over questions ``eval/NAME``.
+
+    Args:
+        suite: ``smallstar``, made on the spot, or a folder in V*Bench's layout.
+        number: SmallStar's questions of each kind; of a folder, at most so many of each kind.
+        max_new_tokens: of an answer, greedy.
+        batch_size: questions answered together.
+        attention: log mean Attention-in-Box too, over so many questions with boxes: ``eval/NAME_aib``; 0 for none.
+    """
+
+    def __init__(
+        self, suite: str = "smallstar", number: int = 100, max_new_tokens: int = 32, batch_size: int = 64, attention: int = 0
+    ) -> None:
+        if min(number, max_new_tokens, batch_size, attention + 1) < 1:
+            raise ConfigError(
+                f"DownstreamAccuracy: number {number}, max_new_tokens {max_new_tokens}, batch_size {batch_size} are at least 1, attention {attention} at least 0."
+            )
+        self.suite, self.number, self.max_new_tokens, self.batch_size, self.attention = suite, number, max_new_tokens, batch_size, attention
+        self.items: list[Item] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read, or make, the questions."""
+        if self.items:
+            return
+        folder = Path(self.suite).expanduser()
+        if self.suite == "smallstar":
+            self._folder = tempfile.TemporaryDirectory()
+            folder = Path(self._folder.name) / "smallstar"
+            write_smallstar(folder, self.number)
+        seen: defaultdict[str, int] = defaultdict(int)
+        for item in read_vstar(folder):
+            seen[item.kind] += 1
+            if seen[item.kind] <= self.number:
+                self.items.append(item)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answer and log; of several processes each takes its share."""
+        if not isinstance(pl_module, CueModule):
+            return
+        figures = accuracy(pl_module, self.items, self.max_new_tokens, self.batch_size)
+        if self.attention:
+            figures["aib"] = attention_in_box(pl_module, self.items, self.attention)
+        figures = pl_module.mean_over_ranks(figures)
+        name = "smallstar" if self.suite == "smallstar" else Path(self.suite).name
+        figures = {f"eval/{name}{'_' if kind else ''}{kind}": value for kind, value in figures.items()}
+        if trainer.sanity_checking:
+            pl_module.before |= figures
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=0)
+        else:
+            pl_module.log_dict(figures, rank_zero_only=True)
+
+
+def accuracy(module: CueModule, items: list[Item], max_new_tokens: int, batch_size: int) -> dict[str, float]:
+    """Share of right answers, greedy, by kind; under the empty name over all questions."""
+    right: defaultdict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(items), batch_size):
+        some = items[start : start + batch_size]
+        made = module.generate([item.question() for item in some], Sampling(max_new_tokens, temperature=0.0))
+        for item, generation in zip(some, made, strict=True):
+            score = float(extract_letter(module.backbone.decode(generation.ids_T), item.options) == item.label)
+            right[item.kind].append(score)
+            right[""].append(score)
+    return {kind: sum(scores) / len(scores) for kind, scores in right.items()}
+
+
+def attention_in_box(module: CueModule, items: list[Item], number: int) -> float:
+    """Mean Attention-in-Box of the layer-averaged map over the first ``number`` items with boxes.
+
+    Raises:
+        ConfigError: none has boxes, or the backbone does not say where its image tokens look.
+    """
+    some = [item for item in items if item.boxes][:number]
+    if not some or not isinstance(module.backbone, HFBackbone):
+        raise ConfigError("DownstreamAccuracy.attention needs a suite with boxes and a Hugging Face backbone; set it to 0.")
+    return sum(look(module.backbone, item.question()).in_box(item.boxes)[0] for item in some) / len(some)

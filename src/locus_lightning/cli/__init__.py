@@ -1,0 +1,1 @@
+"""The ``locus`` command: one module a command."""

@@ -1,0 +1,194 @@
+"""``locus data``: build a cue corpus, look through it, and ask for its cues in words."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from locus_lightning.errors import ConfigError
+
+_PRESETS: dict[str, dict[str, object]] = {
+    "paper": {"train": 99_500, "val": 500, "mix": "tiny=0.7,small=0.3", "cues": "objects", "min_side": 16}
+}
+"""``paper``: section 4 of the paper, with the RefCOCO test images that lie in COCO's train2014 (our decision 7)."""
+
+
+def data_command(arguments: Sequence[str]) -> int:
+    """``locus data build | inspect | text-cues``."""
+    parser = argparse.ArgumentParser(prog="locus data", description="Build a cue corpus, look through it, and ask for its cues in words.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | inspect | text-cues")
+    _build_parser(commands)
+    _inspect_parser(commands)
+    _text_cues_parser(commands)
+    asked = parser.parse_args(arguments)
+    done: int = asked.run(asked)
+    return done
+
+
+# ---- build ---------------------------------------------------------------------------------------------------------------
+
+
+def _build_parser(commands: Any) -> None:
+    from locus_lightning.data.corpus.build import BuildSettings
+
+    parser = commands.add_parser(
+        "build",
+        help="COCO-format annotations and pictures -> a corpus",
+        description="Turn COCO-format annotations and pictures into a corpus: a parquet index, a manifest, and shards on request. "
+        "The same settings and seed give the same corpus; a build that was stopped goes on with the same command.",
+        epilog="example: locus data build --annotations instances_train2017.json --images train2017 --out corpus --preset paper",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder of the corpus")
+    parser.add_argument("--preset", choices=list(_PRESETS), help="paper: 99,500 + 500 cues, tiny:small 70:30, sides of at least 16 px")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    helps = dict(re.findall(r"^ {8}(\w+): (.+)$", BuildSettings.__doc__ or "", re.MULTILINE))
+    for field in dataclasses.fields(BuildSettings):
+        kind = get_type_hints(BuildSettings)[field.name]
+        flag = "--" + field.name.replace("_", "-")
+        needed = field.default is dataclasses.MISSING
+        shown = "" if needed or field.default in (None, False) else f" (default: {field.default})"
+        options: dict[str, Any] = {"help": helps[field.name].replace("``", "").rstrip(".") + shown, "default": None, "required": needed}
+        if kind is bool:
+            options = {"help": options["help"], "default": None, "action": "store_true"}
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        elif kind in (int, float):
+            options["type"] = kind
+        parser.add_argument(flag, **options)
+    parser.set_defaults(run=_build)
+
+
+def _build(asked: argparse.Namespace) -> int:
+    from locus_lightning.data.corpus.build import BuildSettings, build
+
+    names = [field.name for field in dataclasses.fields(BuildSettings)]
+    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    preset = _PRESETS.get(asked.preset, {})
+    for name in sorted(set(given) & set(preset)):
+        if given[name] != preset[name]:
+            print(f"--{name.replace('_', '-')} {given[name]} takes the place of {preset[name]} in the preset {asked.preset}.")
+    if asked.workers < 1:
+        raise ConfigError(f"--workers is {asked.workers}; it is at least 1.")
+    manifest = build(BuildSettings(**{**preset, **given}), asked.out, asked.workers)
+    _print_manifest(manifest, asked.out)
+    return 0
+
+
+def _print_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Corpus {folder}")
+    for name in ("split", "cues", "pictures", "by size", "labels"):
+        table.add_column(name, justify="left" if name in ("split", "by size") else "right")
+    for split, counts in manifest["counts"].items():
+        bins = ", ".join(f"{name} {number:,} ({number / counts['cues']:.1%})" for name, number in counts["bins"].items())
+        table.add_row(split, f"{counts['cues']:,}", f"{counts['images']:,}", bins, f"{counts['labels']:,}")
+    out = ", ".join(f"{number:,} {name}" for name, number in manifest["left_out"].items())
+    table.caption = f"left out: {out or 'nothing'}"
+    Console().print(table)
+    print(f"train on it: --data.source=CorpusCues --data.source.folder={folder}\nlook through it: locus data inspect {folder}")
+
+
+# ---- inspect -------------------------------------------------------------------------------------------------------------
+
+
+def _inspect_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="one HTML page: statistics and a contact sheet",
+        description="Check a corpus against its manifest and write one HTML page: statistics, and a contact sheet of pictures with the box, "
+        "the cue beside it, its size bin and the sizes that a model will see.",
+    )
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--number", type=int, default=60, help="cues on the sheet (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="which cues")
+    parser.add_argument("--out", type=Path, help="default: inspect.html in the corpus folder")
+    parser.add_argument("--images", help="picture folder, where it has moved")
+    parser.add_argument("--expressions", help="show the cues in words, from locus data text-cues")
+    parser.add_argument("--side", type=int, default=0, help="longest side a model sees, pixels, for the sizes shown (default: as it is)")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(asked: argparse.Namespace) -> int:
+    from locus_lightning.data.corpus.contact_sheet import write_sheet
+    from locus_lightning.data.corpus.corpus import CorpusCues, read_manifest
+
+    manifest = read_manifest(asked.corpus, deep=True)
+    source = CorpusCues(str(asked.corpus), asked.images, asked.expressions)
+    out = asked.out or asked.corpus / "inspect.html"
+    shown = write_sheet(manifest, source.dataset(asked.split, 0), out, asked.split, asked.number, asked.seed, asked.side)
+    _print_manifest(manifest, asked.corpus)
+    print(f"{shown} cues on {out}")
+    return 0
+
+
+# ---- text cues -----------------------------------------------------------------------------------------------------------
+
+
+def _text_cues_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "text-cues",
+        help="referring expressions for the text-cue control",
+        description="For the control that replaces the crop by words: write one request a cue for any model behind the OpenAI batch format "
+        "(vLLM's `vllm run-batch -i requests.jsonl -o answers.jsonl --model NAME` reads it), then read the answers back.",
+        epilog="example: locus data text-cues corpus --requests requests.jsonl --model NAME; locus data text-cues corpus "
+        "--answers answers.jsonl --out expressions.jsonl",
+    )
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--requests", type=Path, help="write requests to this file")
+    parser.add_argument("--answers", type=Path, help="read the answers of this file")
+    parser.add_argument("--out", type=Path, default=Path("expressions.jsonl"), help="expressions read (default: expressions.jsonl)")
+    parser.add_argument("--model", default="model", help="model name to put into the requests")
+    parser.add_argument("--images", help="picture folder, where it has moved")
+    parser.add_argument("--limit", type=int, help="at most so many cues of each split")
+    parser.set_defaults(run=_text_cues)
+
+
+def _text_cues(asked: argparse.Namespace) -> int:
+    from locus_lightning.data.corpus.corpus import CorpusCues
+    from locus_lightning.data.corpus.text_cues import read_answers, write_requests
+
+    if (asked.requests is None) == (asked.answers is None):
+        raise ConfigError("give either --requests FILE (to write them) or --answers FILE (to read them back).")
+    source = CorpusCues(str(asked.corpus), asked.images)
+    sets = [source.dataset(split, 0) for split in ("train", "val")]
+    if asked.requests:
+        number = write_requests(sets, asked.requests, asked.model, asked.limit)
+        print(f"{number:,} requests in {asked.requests}")
+        return 0
+    read = read_answers(sets, asked.answers, asked.out)
+    print(f"{read.kept:,} expressions in {asked.out}; {read.missing:,} cues have none")
+    for reason, number in read.refused.items():
+        print(f"  refused: {number:,} {reason}", file=sys.stderr)
+    print(f"train with them: --data.source=CorpusCues --data.source.folder={asked.corpus} --data.source.expressions={asked.out}")
+    return 0 if read.kept else 1
+
+
+# ---- SmallStar -----------------------------------------------------------------------------------------------------------
+
+
+def smallstar_command(arguments: Sequence[str]) -> int:
+    """``locus smallstar FOLDER``."""
+    parser = argparse.ArgumentParser(
+        prog="locus smallstar",
+        description="Write SmallStar, a generated benchmark of small things among distractors, in V*Bench's file format.",
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--number", type=int, default=200, help="questions of each kind (default: 200)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed makes another benchmark (default: 0, the one that scores are quoted for)"
+    )
+    asked = parser.parse_args(arguments)
+    from locus_lightning.data.synthetic.smallstar import KINDS, write_smallstar
+
+    write_smallstar(asked.folder, asked.number, asked.seed)
+    print(f"{asked.number} questions of each kind ({', '.join(KINDS)}) in {asked.folder}")
+    return 0

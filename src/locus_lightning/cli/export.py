@@ -1,0 +1,133 @@
+"""``locus export``: a run's checkpoint as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from locus_lightning import __version__
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.open import Run, take
+from locus_lightning.data.synthetic.drawing import Look, paint
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.types import Prompt, Question
+
+log = logging.getLogger(__name__)
+
+_AGREE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
+"""Largest difference, in nats, of the next token's log-probabilities above -10 between the live and the exported model."""
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """Merge, save, load again, compare."""
+    parser = argparse.ArgumentParser(
+        "locus export",
+        description="Write a run's model as a Hugging Face folder that from_pretrained loads, with processor and model card; adapters are "
+        "merged into 16-bit weights. The exported model is loaded again and compared with the live one.",
+        epilog="example: locus export runs/llava/version_0 my-model",
+    )
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("folder", type=Path, help="a new or empty folder")
+    parser.add_argument("--ckpt", type=Path, help="a checkpoint of it; default: checkpoints/last.ckpt")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the weights (default bfloat16)")
+    parser.add_argument("--adapter-only", action="store_true", help="write the adapter alone, to be put on the base model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
+    options = parser.parse_args(arguments)
+    if options.folder.is_dir() and any(options.folder.iterdir()):
+        raise ConfigError(f"the folder {options.folder} is not empty; name a new one.")
+    run = Run.read(options.run, options.ckpt)
+    backbone = run.backbone(options.dtype, options.trust_remote_code)
+    if options.adapter_only and backbone.lora is None:
+        raise ConfigError("--adapter-only: this run has no adapter; it trained all weights.")
+    backbone.check()
+    backbone.load()
+    changed = take(backbone, run.checkpoint)
+    print(f"{changed:,} weights differ from {backbone.checkpoint}")
+    if options.adapter_only:
+        backbone.save_pretrained(options.folder)
+        write_card(run, backbone, options.folder, options.dtype, "adapter")
+        print(f"adapter and processor: {options.folder}")
+        return 0
+    question = picture()
+    (prompt,) = backbone.encode([question])
+    live = next_token(backbone, prompt)
+    if backbone.lora:
+        backbone.model, backbone.lora = backbone.model.merge_and_unload(), None
+    backbone.save_pretrained(options.folder)
+    write_card(run, backbone, options.folder, options.dtype, "merged")
+    text = backbone.prompt_text(backbone.turn(question))
+    image, worst = backbone.prepare_image(question.image), _AGREE[backbone.dtype]
+    del backbone
+    gap, answer = reload(options.folder, live, text, image)
+    if gap > worst:
+        raise CheckpointError(
+            f"the exported model's log-probabilities differ from the live model's by up to {gap:.2g} nats, more than rounding ({worst:g}); "
+            f"{options.folder} is kept for a look, do not use it."
+        )
+    print(f"loaded again: next-token log-probabilities differ by at most {gap:.2g} nats; it answers a plain question with {answer!r}")
+    print(f"model, processor and card: {options.folder}")
+    return 0
+
+
+def picture() -> Question:
+    """A red circle on grey, and a plain question about it; so small that ``max_tiles`` changes nothing about how it is seen."""
+    image = Image.new("RGB", (40, 40), (120, 120, 120))
+    paint(image, (10.0, 12.0, 30.0, 32.0), Look("circle", "red", "plain"))
+    return Question("picture", image, "What is in this picture?", "a red circle")
+
+
+@torch.no_grad()
+def next_token(backbone: HFBackbone, prompt: Prompt) -> Tensor:
+    """Log-probabilities (V,) of what follows a prompt, adapters on."""
+    return backbone.hf.get_output_embeddings()(backbone.last_hidden(prompt)).float().log_softmax(-1).cpu()
+
+
+@torch.no_grad()
+def reload(folder: Path, live: Tensor, text: str, image: Image.Image) -> tuple[float, str]:
+    """Load an exported folder as anybody would: largest difference of likely tokens' log-probabilities to ``live``, and an answer."""
+    from transformers import AutoModelForImageTextToText
+
+    processor = loading.load_processor(str(folder), False)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+    inputs = processor(text=[text], images=[image], return_tensors="pt").to(model.device, model.dtype)
+    found = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1).cpu()
+    likely = live > -10
+    made = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return float((found - live)[likely].abs().max()), processor.decode(made, skip_special_tokens=True)
+
+
+def write_card(run: Run, backbone: HFBackbone, folder: Path, dtype: str, kind: str) -> None:
+    """A model card: base, data, configuration, figures."""
+    data = run.config.get("data", {}).get("source", {})
+    figures = [
+        f"| {name} | {run.summary.get('before', {}).get(name, float('nan')):.3f} | {value:.3f} |"
+        for name, value in run.summary.get("after", {}).items()
+        if name.startswith(("iou", "acc", "parse_rate", "eval"))
+    ]
+    convention = backbone.convention
+    metadata: dict[str, Any] = {"base_model": backbone.checkpoint, "library_name": "peft" if kind == "adapter" else "transformers"}
+    metadata |= {"pipeline_tag": "image-text-to-text", "tags": ["locus-lightning", "grpo", "visual-cue-search"]}
+    lines = [
+        "---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "",
+        f"# {backbone.checkpoint} after visual cue search", "",
+        f"Trained by [LOCUS](https://arxiv.org/abs/2606.16586) with locus-lightning {__version__}: crops of an image had to be found in it, "
+        "rewarded by IoU. Use it as the base model is used, with an image and a question; crops were needed in training only.", "",
+        f"- base model: `{backbone.checkpoint}` ({type(backbone).__name__}); its licence applies",
+        f"- weights: {'adapter alone' if kind == 'adapter' else f'all, {dtype}'}, from `{run.checkpoint.name}`",
+        f"- boxes: {convention.frame if convention else 'see the backbone plugin'}",
+        f"- optimiser steps: {run.summary.get('steps', 'not recorded')}, seed {run.summary.get('seed', 'not recorded')}", "",
+        "## Held-out figures", "",
+        *(["| figure | before | after |", "|---|---|---|", *figures] if figures else ["The run left no summary."]), "",
+        "## Data", "", "```yaml", yaml.safe_dump(data, sort_keys=False).strip(), "```", "",
+        "## Configuration", "", "```yaml", yaml.safe_dump(run.config.get("model", {}), sort_keys=False).strip(), "```", "",
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(lines))

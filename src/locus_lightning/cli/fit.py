@@ -1,0 +1,268 @@
+"""The training commands: one LightningCLI, with plugin names resolved first and a summary at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import locus_lightning.data.coco.coco
+import locus_lightning.data.corpus.corpus
+import locus_lightning.data.synthetic.lessons
+import locus_lightning.data.synthetic.scenes
+import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
+from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.pictures import CuePictures
+from locus_lightning.callbacks.predictions import PredictionFile
+from locus_lightning.callbacks.progress import Progress
+from locus_lightning.callbacks.run_report import Opening
+from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
+from locus_lightning.cli.names import import_named_plugins
+from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.errors import CheckpointError, ConfigError, LocusError
+from locus_lightning.training.base import CueModule
+from locus_lightning.training.cold_start import ColdStart, cold_start
+from locus_lightning.training.grpo import LocusModule
+
+log = logging.getLogger("locus_lightning")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the full configuration of every run; continuing in a folder adds a file, it overwrites none."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose a free name, then save."""
+        folder, number = Path(trainer.log_dir or "."), 1
+        while not self.already_saved and (folder / self.config_filename).exists():
+            number += 1
+            self.config_filename = f"config-{number}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class LocusCLI(LightningCLI):
+    """LightningCLI with a cold start before ``fit`` and figures after it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is not model, data or trainer."""
+        parser.add_argument(
+            "--cold_start", type=ColdStart | None, default=None, help="A supervised stage before reinforcement; null for none."
+        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(CuePictures, "pictures")
+
+    def before_instantiate_classes(self) -> None:
+        """Find ``--ckpt_path last`` and go on in that run's folder."""
+        config = self.config[self.subcommand]
+        if config.get("weights_only") is None:
+            config["weights_only"] = True  # our checkpoints hold tensors and plain containers; a pickle from a stranger runs code
+        if config.get("ckpt_path") == "last":
+            found = _last_checkpoint(config.trainer.logger)
+            config["ckpt_path"] = str(found)
+            if self.subcommand == "fit":
+                loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+                loggers[0].init_args["version"] = found.parent.parent.name
+            log.info("continuing from %s", found)
+        elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
+            raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's own checkpoint and progress callbacks are welcome; the one wants to be told, the other takes the place of ours."""
+        settings = self.config_init[self.subcommand].trainer
+        configured = settings.callbacks or []
+        configured = configured if isinstance(configured, list) else [configured]
+        if any(isinstance(callback, Checkpoint) for callback in configured):
+            kwargs["enable_checkpointing"] = True
+        if settings.enable_progress_bar is not False and not any(isinstance(callback, ProgressBar) for callback in configured):
+            self.trainer_defaults["callbacks"].append(Progress())
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Everything that can be refused is refused here, then the cold start runs."""
+        self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+        check_before_loading(self.trainer, self.model, self.datamodule, "fit")
+        cold: ColdStart | None = self.config_init["fit"].get("cold_start")
+        resumed = bool(self.config["fit"].get("ckpt_path"))
+        if cold and self.trainer.world_size > 1 and not resumed:
+            raise ConfigError(
+                "cold_start runs on one process; set trainer.devices to 1, or cold_start to null and start from a checkpoint."
+            )
+        if cold and isinstance(self.model, LocusModule) and not resumed:
+            started = perf_counter()
+            cold_start(cold, self.model, self.datamodule, self.trainer)
+            self.summary.seconds["cold start"] += perf_counter() - started
+
+    def after_fit(self) -> None:
+        """Validate, unless the last step was followed by a validation, save the weights as a Hugging Face folder, and sum up."""
+        checkpoints = next(c for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+        if checkpoints.interrupted:
+            print(f"stopped at step {self.trainer.global_step}; continue with: locus fit --config ... --ckpt_path last", file=sys.stderr)
+            raise SystemExit(130)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
+        after = self._validate()
+        if folder is not None and self.trainer.is_global_zero:
+            self.model.backbone.save_pretrained(folder / "model")
+        if self.trainer.is_global_zero and after:
+            data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
+            seed = self.config["fit"]["seed_everything"]
+            self.summary.finish(folder, self.model.before, after, self.model.validation, seed, data)
+            log_hyperparameters(self.trainer, self.config["fit"].as_dict(), after)
+            if folder is not None:
+                print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
+
+    def _validate(self) -> dict[str, float]:
+        if self.trainer.limit_val_batches == 0:
+            return {}
+        if self.summary.validated_at == self.trainer.global_step:
+            figures = self.trainer.callback_metrics
+            return {name: float(value) for name, value in figures.items() if name.startswith(("val/", "eval/"))}
+        found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
+        return {name: float(value) for name, value in found[0].items()} if found else {}
+
+    def before_validate(self) -> None:
+        """See :func:`check_before_loading`."""
+        check_before_loading(self.trainer, self.model, self.datamodule, "validate")
+
+    before_test = before_validate
+    before_predict = before_validate
+
+    def after_validate(self) -> None:
+        """Print the figures as a table, and write them to ``figures.json``."""
+        from rich.console import Console
+
+        figures = {f"val/{k.removeprefix('val/')}": float(v) for k, v in self.trainer.callback_metrics.items()}
+        if not self.trainer.is_global_zero or "val/iou" not in figures:
+            return
+        Console().print(figures_table({}, figures, self.model.validation))
+        if self.trainer.loggers and self.trainer.log_dir:
+            path = Path(self.trainer.log_dir) / "figures.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(plain_figures(figures), indent=1, sort_keys=True) + "\n")
+            print(f"figures: {path}")
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the answers are."""
+        written = [c.path for c in self.trainer.callbacks if isinstance(c, PredictionFile) and c.path]  # type: ignore[attr-defined]
+        print(*(f"answers: {path}" for path in written), sep="\n")
+
+
+def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_config: bool = True) -> None:
+    """Parse ``arguments`` (``fit --config ...``) and run, as ``kind`` does it.
+
+    Raises:
+        LocusError: a mistake of the user, as one sentence.
+    """
+    _quiet()
+    import_named_plugins(arguments)
+    sys.argv = [sys.argv[0], *arguments]  # what a strategy that starts processes runs again
+    try:
+        kind(
+            CueModule,
+            CueDataModule,
+            save_config_callback=SaveConfig if save_config else None,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
+            trainer_defaults={
+                "callbacks": [Summary(), PredictionFile(), Opening()],
+                "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
+                "num_sanity_val_steps": -1,
+                "check_val_every_n_epoch": None,
+                "log_every_n_steps": 1,
+                "enable_checkpointing": False,
+            },
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
+    except (ArgumentError, ValueError) as error:
+        mistake = _mistake_behind(error)
+        if mistake is not None:
+            raise mistake from None
+        if isinstance(error, ArgumentError):
+            raise ConfigError(one_sentence(str(error))) from error
+        raise
+
+
+def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModule, stage: str) -> None:
+    """Refuse, in one sentence and before weights are loaded, what cannot work."""
+    model.trainer, data.trainer = trainer, trainer
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    model.setup(stage)
+    data.setup(stage)
+
+
+def _last_checkpoint(logger: Any) -> Path:
+    """The newest ``last.ckpt`` under the configured logger's folder."""
+    first = logger[0] if isinstance(logger, list) and logger else logger
+    init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
+    root = Path(init.get("save_dir") or "runs") / (init.get("name") or "")
+    found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"ckpt_path is last but no run under {root} has checkpoints/last.ckpt; start without ckpt_path.")
+    return found[-1]
+
+
+def _mistake_behind(error: BaseException) -> LocusError | None:
+    """The user's mistake that the parser met while it built an object, where there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, LocusError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def one_sentence(message: str) -> str:
+    """The parser's message without its usage, trees and repetitions."""
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(usage:|Help for|For more|Given value type|Problem with given class_path)", line)]
+    text = " ".join(dict.fromkeys(kept))
+    noise = (
+        r"Does not validate against any of the Union subtypes ?",
+        r"Subtypes: \[[^\]]*\] ?",
+        r"Errors: ?",
+        r"Expected a <class 'NoneType'> ?",
+        r"Given value: NestedArg.*",
+    )
+    for pattern in noise:
+        text = re.sub(pattern, "", text)
+    return text.strip()[:700]
+
+
+def _quiet() -> None:
+    """Leave on the screen what a user can act upon."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "httpx2", "transformers", "PIL", "torch", "tensorboard", "matplotlib", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it advertises faster 4-bit products on a CPU at every start
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*module\(s\) in eval mode.*",
+        r".*isinstance\(treespec.*",
+        r".*infer the batch.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

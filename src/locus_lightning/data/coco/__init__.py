@@ -1,0 +1,1 @@
+"""Annotated photos in COCO's format."""

@@ -1,0 +1,164 @@
+"""An index of cues: which image, which window. Made from annotated images, drawn from by size mix, opened one by one."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from locus_lightning.boxes import pairwise_iou
+from locus_lightning.cue_samplers.base import CueSampler
+from locus_lightning.data.coco.annotations import CocoImage
+from locus_lightning.data.coco.filters import second_match, texture
+from locus_lightning.data.source import CueDataset, CueKey
+from locus_lightning.errors import DataError
+from locus_lightning.types import Box, Cue, CueSample, CueWindow, IntBox, Size, SizeBin
+
+
+@dataclass(frozen=True, slots=True)
+class CueEntry:
+    """One cue of the index: which image, which window."""
+
+    path: str
+    size: Size
+    image_id: int
+    window: CueWindow
+
+    @property
+    def id(self) -> str:
+        """Unique in a data set: image id and object id."""
+        return f"{self.image_id}-{self.window.object_id}"
+
+
+def windows_of(
+    images: Iterable[CocoImage], sampler: CueSampler, per_image: int, seed: int, left_out: Counter[str]
+) -> dict[SizeBin, list[CueEntry]]:
+    """Windows of images by size bin, without near-duplicates, at most ``per_image`` of one image (our decision 6).
+
+    An image's windows depend on ``seed`` and its id alone. ``left_out`` counts what is not kept.
+    """
+    by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
+    for image in images:
+        rng = np.random.default_rng([seed, image.id])
+        found = sampler.sample(image.size, image.objects, rng) or []
+        windows = _without_duplicates(found)
+        left_out["near-duplicate windows"] += len(found) - len(windows)
+        left_out["windows over per_image"] += max(0, len(windows) - per_image)
+        for i in sorted(rng.permutation(len(windows))[:per_image]):
+            by_bin[windows[i].size_bin].append(CueEntry(image.path, image.size, image.id, windows[i]))
+    return by_bin
+
+
+class CueSet(CueDataset):
+    """Samples of an index. A picture that does not open is replaced by the next entry's and noted on the sample.
+
+    Args:
+        entries: the index.
+        make: cuts the cue out of the picture.
+        open_image: opens the picture of an entry; raises OSError or ValueError where that fails.
+        min_texture: see :class:`~locus_lightning.data.coco.coco.CocoCues`.
+        max_match: see there.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[CueEntry],
+        make: Callable[[Image.Image, CueWindow], Cue],
+        open_image: Callable[[CueEntry], Image.Image],
+        min_texture: float = 0.0,
+        max_match: float = 1.0,
+    ) -> None:
+        self.entries, self.make, self.open_image = list(entries), make, open_image
+        self.min_texture, self.max_match = min_texture, max_match
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key: CueKey) -> CueSample:
+        bad: list[tuple[str, str]] = []
+        for step in range(len(self)):
+            entry = self.entries[(key[1] + step) % len(self)]
+            if any(path == entry.path for path, _ in bad):
+                continue
+            try:
+                image = self.open_image(entry)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+                bad.append((entry.path, str(cause)))
+                continue
+            if not self._worth_asking(image, entry.window.box):
+                continue
+            x1, y1, x2, y2 = entry.window.box
+            box = (float(x1), float(y1), float(x2), float(y2))
+            return CueSample(entry.id, image, self.make(image, entry.window), box, tuple(bad))
+        if not bad:
+            raise DataError(f"no cue passes min_texture {self.min_texture} and max_match {self.max_match}; relax data.source.")
+        raise DataError(f"none of the {len(bad)} images of this split can be opened, such as {bad[0][0]} ({bad[0][1]}).")
+
+    def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
+        if self.min_texture > 0 and texture(image, window) < self.min_texture:
+            return False
+        return self.max_match >= 1 or second_match(image, window) <= self.max_match
+
+
+def open_file(entry: CueEntry) -> Image.Image:
+    """The picture of an entry from its path.
+
+    Raises:
+        OSError, ValueError: it does not open, or is not of the annotated size.
+    """
+    return decode_image(entry.path, entry.size)
+
+
+def decode_image(file: str | io.BytesIO, size: Size) -> Image.Image:
+    """A picture of a known size as RGB.
+
+    Raises:
+        OSError, ValueError: it does not open, or is of another size.
+    """
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if image.size != size:
+        raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {size[0]}x{size[1]}")
+    return image
+
+
+def data_url(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> str:
+    """A picture inside an address, for pages and requests that stand alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:
+    """Keep the first of windows that overlap by IoU > 0.9 (our decision 6)."""
+    if len(windows) < 2:
+        return list(windows)
+    boxes: list[Box] = [(float(w.box[0]), float(w.box[1]), float(w.box[2]), float(w.box[3])) for w in windows]
+    corners = np.array(boxes)
+    reach = 0.2 * (corners[:, 2:] - corners[:, :2]).max(axis=1)
+    apart = np.abs(corners[:, None] - corners[None]).max(axis=-1) > reach[:, None]
+    if int((~apart).sum()) == len(boxes):  # nobody is near enough to anybody: the usual case, and quick to see
+        return list(windows)
+    close = pairwise_iou(boxes, boxes) > 0.9
+    kept: list[int] = []
+    for i in range(len(windows)):
+        if not close[i, kept].any():
+            kept.append(i)
+    return [windows[i] for i in kept]
+
+
+def in_mix(by_bin: dict[SizeBin, list[CueEntry]], mix: dict[SizeBin, float], size: int, seed: int) -> list[CueEntry]:
+    """At most ``size`` entries in the shares of ``mix``; the scarcest bin bounds the whole."""
+    rng = np.random.default_rng([seed, size])
+    bound = min([size, *(int(len(by_bin[name]) / share) for name, share in mix.items())])
+    chosen: list[CueEntry] = []
+    for name, share in mix.items():
+        found = by_bin[name]
+        picked = rng.permutation(len(found))[: round(bound * share)]
+        chosen += [found[i] for i in sorted(picked)]
+    return sorted(chosen, key=lambda e: (e.image_id, e.window.object_id))

@@ -1,0 +1,1 @@
+"""Cue corpora: built once, read many times."""

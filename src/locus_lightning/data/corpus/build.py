@@ -1,0 +1,330 @@
+"""``locus data build``: annotations and pictures -> a corpus. Parallel, and continued where it was stopped.
+
+The work is cut into parts that depend on the settings alone, so the corpus is the same for any number of workers and any
+interruption. Finished parts lie in ``parts/`` until the manifest, which is written last, makes the corpus whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import track
+
+from locus_lightning import __version__
+from locus_lightning.cue_samplers.base import CueSampler
+from locus_lightning.cue_samplers.objects import ObjectCues
+from locus_lightning.cue_samplers.random_crop import RandomCropCues
+from locus_lightning.data.coco.annotations import CocoImage
+from locus_lightning.data.coco.coco import CocoCues
+from locus_lightning.data.coco.index import CueEntry, in_mix, open_file, windows_of
+from locus_lightning.data.corpus import corpus
+from locus_lightning.data.source import SPLITS, Split
+from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.types import SizeBin
+
+_IMAGES_A_PART = 4000
+_PARTS_WORTH_PROCESSES = 100
+"""Fewer parts of the index are done sooner than processes have started (COCO's train2017 is 30)."""
+
+_IMAGES_A_SHARD = 1000
+_IMAGES_A_ROW_GROUP = 16
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What decides a corpus; a change of any of these makes another one.
+
+    Args:
+        annotations: COCO-format JSON.
+        images: folder of its pictures.
+        val_annotations: annotation file of the validation pictures; null splits by picture.
+        val_images: their folder; null: ``images``.
+        train: most training cues.
+        val: most validation cues.
+        val_fraction: share of the pictures held out when one file is split.
+        mix: share of each size bin.
+        cues: ``objects`` or ``random`` windows.
+        min_side: least side of a window, original pixels.
+        per_image: most cues of one picture.
+        exclude: file of image ids to leave out.
+        bad_boxes: ``skip`` and count them, or ``refuse`` the file.
+        verify: open every picture that has a cue and leave out those that do not open (shards do so always).
+        shards: put the pictures' bytes into the corpus.
+        seed: of everything random.
+    """
+
+    annotations: str
+    images: str
+    val_annotations: str | None = None
+    val_images: str | None = None
+    train: int = 99_500
+    val: int = 500
+    val_fraction: float = 0.02
+    mix: str = "tiny=0.7,small=0.3"
+    cues: Literal["objects", "random"] = "objects"
+    min_side: int = 16
+    per_image: int = 8
+    exclude: str | None = None
+    bad_boxes: Literal["refuse", "skip"] = "skip"
+    verify: bool = False
+    shards: bool = False
+    seed: int = 0
+
+    def sampler(self) -> CueSampler:
+        """The cue sampler of these settings."""
+        mix: Any = corpus.parse_mix(self.mix)
+        return ObjectCues(mix, self.min_side) if self.cues == "objects" else RandomCropCues(mix, self.min_side)
+
+    def source(self) -> CocoCues:
+        """The annotation files of these settings."""
+        if self.val_images and self.val_images != self.images and not self.val_annotations:
+            raise ConfigError("--val-images is given without --val-annotations; give both, or neither.")
+        images, val_images = (str(Path(f).expanduser().absolute()) if f else None for f in (self.images, self.val_images))
+        return CocoCues(
+            self.annotations, images or "", self.val_annotations, val_images, self.train, self.val, self.val_fraction,
+            self.per_image, self.exclude, self.bad_boxes, cue_sampler=self.sampler(),
+        )  # fmt: skip
+
+
+def build(settings: BuildSettings, folder: Path, workers: int = 1) -> dict[str, Any]:
+    """Make the corpus in ``folder`` and return its manifest; one that is there already, by the same settings, is left as it is.
+
+    Raises:
+        DataError: what the annotation files or the disk refuse.
+        ConfigError: ``folder`` holds something else, or settings that do not go together.
+    """
+    source = settings.source()
+    hashes = _hashes(source)
+    key = hashlib.sha256(json.dumps([corpus.FORMAT, asdict(settings), hashes], sort_keys=True).encode()).hexdigest()
+    if not _claim(folder, key):
+        return corpus.read_manifest(folder)
+    source.check()
+    try:
+        with _disk_full_is_a_sentence(folder):
+            return _build(settings, source, folder, workers, key, hashes)
+    except KeyboardInterrupt:
+        raise DataError(f"stopped; the same command goes on where it was (finished parts are in {folder / 'parts'}).") from None
+
+
+def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int, key: str, hashes: dict[Split, str]) -> dict[str, Any]:
+    left_out: Counter[str] = Counter(source.left_out)
+    chosen: dict[Split, list[CueEntry]] = {}
+    pictures = {split: source.files.get(split, source.files["train"])[1] for split in SPLITS}
+    common = Path(os.path.commonpath(list(pictures.values())))
+    found: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        images = source.images_of(split, settings.seed)
+        parts = [images[i : i + _IMAGES_A_PART] for i in range(0, len(images), _IMAGES_A_PART)]
+        jobs = [(folder / "parts" / f"{split}-{n:05d}.parquet", common, part, settings) for n, part in enumerate(parts)]
+        by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
+        many = workers if len(jobs) >= _PARTS_WORTH_PROCESSES else 1
+        for path in _in_parallel(_index_part, jobs, many, f"{split}: windows of {len(images):,} pictures"):
+            table = pq.read_table(path)
+            left_out.update(json.loads(table.schema.metadata[b"left_out"]))
+            for entry in corpus.from_table(table, common):
+                by_bin[entry.window.size_bin].append(entry)
+        found[split] = {name: len(entries) for name, entries in by_bin.items()}
+        mix: Any = source.cue_sampler.mix
+        chosen[split] = in_mix(by_bin, mix, source.sizes[split], settings.seed)
+        if not chosen[split]:
+            raise DataError(
+                f"{settings.annotations} gives no {split} cues in the mix {settings.mix} with sides of at least {settings.min_side} px "
+                f"(found: {found[split] or 'none'}); change --mix, --min-side or --val-fraction."
+            )
+    if settings.verify or settings.shards:
+        chosen = _only_openable(chosen, folder, workers, left_out)
+    for split, entries in chosen.items():
+        _write(corpus.to_table(entries, common), folder / "index" / f"{split}.parquet")
+    if settings.shards:
+        _write_shards([e for entries in chosen.values() for e in entries], common, folder, workers)
+    manifest = {
+        "format": corpus.FORMAT,
+        "locus_lightning": __version__,
+        "key": key,
+        "settings": asdict(settings),
+        "sources": {name: {"file": str(file), "sha256": hashes[name]} for name, (file, _) in source.files.items()},
+        "images": str(common),
+        "shards": settings.shards,
+        "counts": {split: _counts(entries) for split, entries in chosen.items()},
+        "found": found,
+        "left_out": {name: number for name, number in sorted(left_out.items()) if number},
+        "missing_images": source.missing[:20],
+        "statistics": {split: _statistics(entries) for split, entries in chosen.items()},
+        "files": _files(folder),
+    }
+    with _whole(folder / corpus.MANIFEST) as beside:
+        beside.write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    return manifest
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _index_part(job: tuple[Path, Path, Sequence[CocoImage], BuildSettings]) -> Path:
+    path, common, images, settings = job
+    if not path.is_file():
+        left_out: Counter[str] = Counter()
+        by_bin = windows_of(images, settings.sampler(), settings.per_image, settings.seed, left_out)
+        table = corpus.to_table([entry for name in sorted(by_bin) for entry in by_bin[name]], common)
+        _write(table.replace_schema_metadata({"left_out": json.dumps(left_out)}), path)
+    return path
+
+
+def _verify_part(job: tuple[Path, Sequence[CueEntry]]) -> Path:
+    path, entries = job
+    if not path.is_file():
+        bad = {}
+        for entry in entries:
+            try:
+                open_file(entry)
+            except (OSError, ValueError, SyntaxError) as cause:
+                bad[entry.path] = str(cause)
+        _write(
+            pa.table({"path": list(bad), "reason": list(bad.values())}, pa.schema([("path", pa.string()), ("reason", pa.string())])), path
+        )
+    return path
+
+
+def _shard(job: tuple[Path, Path, Sequence[str]]) -> Path:
+    path, common, names = job
+    if not path.is_file():
+        schema = pa.schema([("file_name", pa.string()), ("image", pa.binary())])
+        with _whole(path) as beside, pq.ParquetWriter(beside, schema, compression="none") as writer:  # JPEG bytes do not get smaller
+            for i in range(0, len(names), _IMAGES_A_ROW_GROUP):
+                some = list(names[i : i + _IMAGES_A_ROW_GROUP])
+                writer.write_table(pa.table({"file_name": some, "image": [(common / name).read_bytes() for name in some]}, schema))
+    return path
+
+
+def _only_openable(chosen: dict[Split, list[CueEntry]], folder: Path, workers: int, left_out: Counter[str]) -> dict[Split, list[CueEntry]]:
+    """Open every picture once; cues of those that do not open are left out, counted and listed."""
+    first = {entry.path: entry for entries in chosen.values() for entry in entries}
+    every = [first[path] for path in sorted(first)]
+    jobs = [(folder / "parts" / f"verify-{n:05d}.parquet", every[i : i + 500]) for n, i in enumerate(range(0, len(every), 500))]
+    bad: dict[str, str] = {}
+    for path in _in_parallel(_verify_part, jobs, workers, f"opening {len(every):,} pictures"):
+        table = pq.read_table(path)
+        bad |= dict(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    left_out["pictures that do not open"] += len(bad)
+    for name, reason in sorted(bad.items()):
+        print(f"left out: {name} ({reason})")
+    return {split: [entry for entry in entries if entry.path not in bad] for split, entries in chosen.items()}
+
+
+def _write_shards(entries: Sequence[CueEntry], common: Path, folder: Path, workers: int) -> None:
+    names = sorted({str(Path(entry.path).relative_to(common)) for entry in entries})
+    parts = [names[i : i + _IMAGES_A_SHARD] for i in range(0, len(names), _IMAGES_A_SHARD)]
+    jobs = [(folder / "shards" / f"{n:05d}-of-{len(parts):05d}.parquet", common, part) for n, part in enumerate(parts)]
+    for _ in _in_parallel(_shard, jobs, workers, f"{len(names):,} pictures into {len(parts)} shards"):
+        pass
+
+
+def _in_parallel(work: Callable[[Any], Path], jobs: Sequence[Any], workers: int, title: str) -> Iterator[Path]:
+    """Results in the order of the jobs, with progress shown."""
+    if workers <= 1 or len(jobs) < 2:
+        yield from track(map(work, jobs), description=title, total=len(jobs))
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        yield from track(pool.map(work, jobs), description=title, total=len(jobs))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    with _whole(path) as beside:
+        pq.write_table(table, beside)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to; what is there in the end becomes ``path``, so that a file is complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}.writing")
+    yield beside
+    os.replace(beside, path)
+
+
+# ---- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def _hashes(source: CocoCues) -> dict[Split, str]:
+    """Of the annotation files."""
+    for file, _ in source.files.values():
+        if not file.is_file():
+            raise DataError(f"the annotation file {file} does not exist; set --annotations to a COCO-format JSON.")
+    return {name: corpus.digest(file) for name, (file, _) in source.files.items()}
+
+
+def _claim(folder: Path, key: str) -> bool:
+    """Mark an empty folder as this build's; false where the finished corpus is there already."""
+    note = folder / "parts" / "settings"
+    if (folder / corpus.MANIFEST).is_file():
+        if corpus.read_manifest(folder).get("key") != key:
+            raise ConfigError(f"{folder} holds a corpus of other settings or other annotations; choose another --out, or delete it.")
+        print(f"{folder} is built already, by the same settings.")
+        return False
+    if note.is_file() and note.read_text() != key:
+        raise ConfigError(f"{folder} holds the unfinished build of other settings; choose another --out, or delete it.")
+    if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no corpus; choose another --out.")
+    with _disk_full_is_a_sentence(folder):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(key)
+    for stale in folder.rglob("*.writing"):
+        stale.unlink()
+    return True
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """Size and hash of every file of the corpus."""
+    files = sorted((*(folder / "index").iterdir(), *(folder / "shards").glob("*.parquet")))
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": corpus.digest(p)} for p in files}
+
+
+def _counts(entries: Iterable[CueEntry]) -> dict[str, Any]:
+    entries = list(entries)
+    return {
+        "cues": len(entries),
+        "images": len({e.path for e in entries}),
+        "bins": dict(sorted(Counter(e.window.size_bin for e in entries).items())),
+        "labels": len({e.window.label for e in entries}),
+    }
+
+
+def _statistics(entries: Sequence[CueEntry]) -> dict[str, Any]:
+    """Quantiles of side, share of the picture and scale; the most frequent labels."""
+    sides = np.array([(e.window.box[2] - e.window.box[0], e.window.box[3] - e.window.box[1]) for e in entries], dtype=float)
+    areas = np.array([e.size[0] * e.size[1] for e in entries], dtype=float)
+    columns = {
+        "width": sides[:, 0], "height": sides[:, 1], "share": sides.prod(axis=1) / areas, "scale": np.array([e.window.scale for e in entries]),
+    }  # fmt: skip
+    at = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+    table = {name: {f"{q:g}": round(float(v), 5) for q, v in zip(at, np.quantile(c, at), strict=True)} for name, c in columns.items()}
+    return {**table, "labels": dict(Counter(e.window.label for e in entries).most_common(20))}
+
+
+@contextmanager
+def _disk_full_is_a_sentence(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise DataError(
+            f"{folder} cannot be written to: {os.strerror(error.errno or 0)}. Make room or choose another --out; "
+            "the same command then goes on where it was."
+        ) from error

@@ -1,0 +1,1 @@
+"""Drawn scenes, what is asked about them, and a benchmark of them."""

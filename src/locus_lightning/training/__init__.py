@@ -1,0 +1,1 @@
+"""The training modules and what a step is made of."""

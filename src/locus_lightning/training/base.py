@@ -1,0 +1,243 @@
+"""What both training modules share: loading, optimiser, validation, prediction, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.source import CueBatch
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.rollout.base import RolloutEngine, Sampling
+from locus_lightning.tasks.metrics import CueMetrics, completion_iou
+from locus_lightning.types import Completion, CueSample, Generation, Question
+
+log = logging.getLogger(__name__)
+
+
+class CueModule(L.LightningModule):
+    """Base of :class:`LocusModule` and :class:`SupervisedModule`.
+
+    Args:
+        backbone: the model.
+        rollout: how completions are drawn.
+        validation: how they are drawn in validation; greedy unless said otherwise.
+        optimizer: from parameters to an optimiser.
+        schedule: of the learning rate after the warm-up.
+        warmup_ratio: share of all steps over which the rate rises from 0.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rollout: RolloutEngine,
+        validation: Sampling,
+        optimizer: OptimizerCallable,
+        schedule: Literal["constant", "linear", "cosine"],
+        warmup_ratio: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_ratio < 1:
+            raise ConfigError(f"model.warmup_ratio is {warmup_ratio}; it is at least 0 and below 1.")
+        self.backbone, self.rollout, self.validation = backbone, rollout, validation
+        self.optimizer_callable, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
+        self.metrics = CueMetrics()
+        self.before: dict[str, float] = {}
+        self.strict_loading = False  # a checkpoint holds what training changed
+        self._rng: dict[str, Any] | None = None
+        self._loaded: set[str] = set()
+
+    # ---- set-up --------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Look at the checkpoint before weights are loaded."""
+        if not self.backbone.loaded:
+            self.backbone.check()
+        half = getattr(self.backbone, "dtype", torch.float32).itemsize < 4 and not getattr(self.backbone, "lora", None)
+        if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
+            log.warning(
+                "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
+                "or a strategy that keeps float32 copies (deepspeed)."
+            )
+
+    def configure_model(self) -> None:
+        """Load weights; free until here."""
+        self.backbone.load()
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over what is trainable, with a warm-up and a schedule by step."""
+        from transformers import get_scheduler
+
+        optimizer = self.optimizer_callable([p for p in self.backbone.parameters() if p.requires_grad])
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule != "constant" and steps == float("inf"):
+            raise ConfigError(f"model.schedule is {self.schedule}, which needs an end: set trainer.max_steps or trainer.max_epochs.")
+        total = 0 if steps == float("inf") else int(steps)
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, round(self.warmup_ratio * total), total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm before clipping; a step that is not finite is skipped, by every rank alike."""
+        grads = [p.grad for p in self.backbone.parameters() if p.grad is not None]
+        if not grads:
+            return
+        norm = torch.nn.utils.get_total_norm(grads)
+        self.log_dict({"update/grad_norm": norm, "update/lr": float(optimizer.param_groups[0]["lr"])})
+        if not torch.isfinite(norm):
+            log.warning("step %d: the gradient is not finite; the step is skipped.", self.global_step)
+            for parameter in self.backbone.parameters():
+                parameter.grad = None
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def answer(self, samples: Sequence[CueSample], sampling: Sampling | None = None) -> list[Completion]:
+        """One completion a sample, read into original pixels."""
+        return [self.backbone.read(made, sample) for made, sample in zip(self.generate(samples, sampling), samples, strict=True)]
+
+    def generate(self, samples: Sequence[CueSample | Question], sampling: Sampling | None = None) -> list[Generation]:
+        """One completion a sample, unread."""
+        groups = self.rollout.generate(self.backbone, self.backbone.encode(samples), 1, sampling or self.validation)
+        return [made for (made,) in groups]
+
+    def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
+        """Answer held-out cues and count."""
+        samples = list(batch)
+        self.metrics.update(self.answer(samples), samples)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures; those of the check before training are kept as ``before``."""
+        figures = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        if self.trainer.sanity_checking:
+            self.before |= figures  # callbacks may have added theirs
+            for logger in self.loggers:
+                logger.log_metrics(figures, step=0)
+            return
+        score = figures.pop("val/iou")
+        self.log_dict(figures, rank_zero_only=True)
+        self.log("val/iou", score, prog_bar=True, rank_zero_only=True)
+
+    def test_step(self, batch: CueBatch, batch_idx: int) -> None:
+        """As validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As validation."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One record a sample: id, raw text, box and truth in original pixels, IoU."""
+        return [
+            {
+                "id": sample.id,
+                "text": completion.text,
+                "box": completion.box,
+                "true_box": sample.box,
+                "size_bin": sample.cue.window.size_bin,
+                "iou": completion_iou(completion, sample),
+                "well_formed": completion.well_formed,
+                "truncated": completion.truncated,
+            }
+            for completion, sample in zip(self.answer(list(batch)), batch, strict=True)
+        ]
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a process has of its own: the state of every random generator."""
+        numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002 - others may use it
+        return {
+            "python": random.getstate(),
+            "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),  # type: ignore[union-attr,index]
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take :meth:`rank_state` back."""
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what training changed, and every rank's own state."""
+        kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()} | self._loaded
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint.get("state_dict", {}).items() if k in kept}
+        states: list[Any] = [self.rank_state()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, self.rank_state())
+        checkpoint["locus"] = {"ranks": states, "before": dict(self.before), "inside_step": keep_epoch_open(checkpoint, self.trainer)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the state back; generators are set when the first step begins, after everything that may draw from them."""
+        own = checkpoint.get("locus")
+        if own is None:
+            raise CheckpointError("the checkpoint was not written by locus (it holds no `locus` entry); give one from a run folder.")
+        if len(own["ranks"]) != self.trainer.world_size and self.trainer.state.fn == "fit":
+            raise CheckpointError(
+                f"the checkpoint comes from {len(own['ranks'])} process(es) and this run has {self.trainer.world_size}; continue with as many."
+            )
+        if own.get("inside_step") and self.trainer.state.fn == "fit":
+            raise CheckpointError(
+                "the checkpoint was saved inside an optimiser step, whose gradients are lost; continue from checkpoints/last.ckpt of the run."
+            )
+        self.before = dict(own["before"])
+        self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
+        self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
+
+    def on_train_start(self) -> None:
+        """Processes start from the same weights and draw different rollouts."""
+        if self.trainer.world_size > 1 and self._rng is None:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """After a resume: take the rank's state back, once."""
+        if self._rng is not None:
+            self.load_rank_state(self._rng)
+            self._rng = None
+
+    def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over processes, in one collective; the names are the same on every rank."""
+        if not values or self.trainer.world_size == 1:
+            return values
+        row: Tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(values, self.trainer.strategy.reduce(row, reduce_op="mean").tolist(), strict=True))  # type: ignore[union-attr]
+
+
+def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
+    """Mark the epoch of a checkpoint as unfinished where the data of its pass is not used up.
+
+    A run that ends inside an epoch (``max_steps``, ``max_time``, early stopping, Ctrl-C) lets Lightning close the epoch before the last
+    checkpoint is written. A resumed run would then count the rest of the pass as another epoch.
+
+    Args:
+        checkpoint: as Lightning is about to write it; its loop state is changed in place.
+        trainer: in training.
+
+    Returns:
+        Whether the state lies inside an optimiser step.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return False
+    taken = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
+    if taken < trainer.num_training_batches:
+        for progress in (loops["epoch_progress"][which] for which in ("current", "total")):
+            if progress["processed"] == progress["started"] > 0:
+                progress["processed"] = progress["completed"] = progress["started"] - 1
+    last = taken >= trainer.num_training_batches
+    return not last and taken % trainer.accumulate_grad_batches != 0

@@ -1,0 +1,116 @@
+"""SupervisedModule: next-token loss on the right answer, through the same data and backbone. Also the cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.source import CueBatch, Sample
+from locus_lightning.objectives.advantages import token_weights
+from locus_lightning.objectives.supervised import next_token_loss
+from locus_lightning.rollout.base import RolloutEngine, Sampling
+from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.training.base import CueModule
+from locus_lightning.types import CueSample, Question
+
+
+def by_image(batch: Iterable[Sample]) -> list[list[Sample]]:
+    """Plain questions about the same image together, every cue sample alone."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in batch:
+        groups.setdefault(id(sample.image if isinstance(sample, Question) else sample), []).append(sample)
+    return list(groups.values())
+
+
+class SupervisedModule(CueModule):
+    """Teaches the answer itself: the control of the paper's table on training methods, and the cold start of a toy.
+
+    Args:
+        backbone: the model.
+        rollout: how completions are drawn in validation.
+        validation: of the held-out answers; null: greedy, 256 tokens.
+        train_vision: whether the vision side learns too; null: as the backbone is configured.
+        optimizer: from parameters to an optimiser.
+        schedule: of the learning rate after the warm-up.
+        warmup_ratio: share of all steps over which the rate rises from 0.
+        reduction: ``token`` counts every answer token alike; ``sequence`` every answer, so that a word is not drowned by long lists.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rollout: RolloutEngine | None = None,
+        validation: Sampling | None = None,
+        train_vision: bool | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=1e-2),
+        schedule: Literal["constant", "linear", "cosine"] = "cosine",
+        warmup_ratio: float = 0.05,
+        reduction: Literal["token", "sequence"] = "token",
+    ) -> None:
+        validation = validation or Sampling(temperature=0.0)
+        super().__init__(backbone, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
+        self.train_vision, self.reduction = train_vision, reduction
+        self._scores: dict[str, list[float]] = {}
+
+    def configure_model(self) -> None:
+        """Load weights and choose what trains."""
+        super().configure_model()
+        self.backbone.set_trainable(vision=self.train_vision)
+
+    def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
+        """Mean negative log-likelihood of the right answers' tokens."""
+        groups = by_image(batch)
+        apart = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]  # rows of a pass are as long as the longest
+        passes = [self._answer_logps(some) for some in apart if some]
+        loss = next_token_loss(*(torch.cat(column) for column in zip(*passes, strict=True)))
+        self.log("update/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N,) from one packed row a group, and what each counts (N,): 0 where it is not of a right answer."""
+        prompts, rests = self.backbone.encode_lessons(groups)
+        answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample)) for sample in group] for group in groups]
+        most, none = max(map(len, groups)), prompts[0].ids_P[:0]
+        said = [
+            [torch.cat(pair) for pair in zip(*row, strict=True)] + [none] * (most - len(row[0])) for row in zip(rests, answers, strict=True)
+        ]
+        logps_BGT, _ = self.backbone.logps(prompts, said)
+        begins_BG, ends_BG = (
+            torch.tensor([[len(ids) for ids in row] + [0] * (most - len(row)) for row in rows], device=logps_BGT.device)[..., None]
+            for rows in (rests, said)
+        )
+        token_T = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device)
+        right_BGT = (token_T >= begins_BG) & (token_T < ends_BG)
+        return logps_BGT.flatten(), token_weights(right_BGT, self.reduction, 1).flatten()
+
+    # ---- plain questions in validation -----------------------------------------------------------------------------
+
+    def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
+        """Cues are counted as in reinforcement; plain questions by their task: right answers, or IoU where boxes are asked for."""
+        cues = [sample for sample in batch if isinstance(sample, CueSample)]
+        questions = [sample for sample in batch if isinstance(sample, Question)]
+        if cues:
+            super().validation_step(CueBatch(cues), batch_idx)
+        if questions:
+            for question, made in zip(questions, self.generate(questions), strict=True):
+                score = self.backbone.mark(question, self.backbone.decode(made.ids_T))
+                self._scores.setdefault(question.task, []).append(score)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of cues, then those of every task."""
+        super().on_validation_epoch_end()
+        own, self._scores = self._scores, {}
+        if self.trainer.sanity_checking:
+            return
+        every: list[Any] = [own]
+        if self.trainer.world_size > 1:
+            every = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(every, own)
+        for task in sorted({task for scores in every for task in scores}):
+            scores = [score for part in every for score in part.get(task, [])]
+            self.log(f"val/task_{task}", sum(scores) / len(scores), rank_zero_only=True)
