@@ -85,7 +85,7 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     from locus_lightning.backbones.llava import LlavaBackbone
     from locus_lightning.backbones.loading import LoRA
     from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
-    from locus_lightning.rollout.base import Sampling
+    from locus_lightning.rollout.base import SamplingParams
     from locus_lightning.rollout.hf import HFRollout
     from locus_lightning.training.grpo import LocusModule
 
@@ -97,7 +97,7 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     engine = HFRollout() if share else PlainRollout()
     if not share:  # keep the pixels, which the plain sampler runs through the tower for every completion
         backbone._seen = lambda prompt, features: replace(prompt, features=features)
-    sampling = Sampling(workload.tokens)
+    sampling = SamplingParams(workload.tokens)
     return LocusModule(backbone, rollout=engine, sampling=sampling, group_size=workload.group, micro_batch_size=workload.micro)
 
 
@@ -151,7 +151,7 @@ def run_locus(workload: Workload, folder: str, steps: int, warmup: int, share: b
 
 
 def PlainRollout() -> Any:  # noqa: N802
-    """Sampling as it is done without sharing: every completion runs its own prompt, vision included."""
+    """SamplingParams as it is done without sharing: every completion runs its own prompt, vision included."""
     from locus_lightning.rollout.base import RolloutEngine
     from locus_lightning.rollout.hf import HFRollout
 

@@ -29,7 +29,7 @@ from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.training.cold_start import ColdStart
 from locus_lightning.training.grpo import LocusModule
@@ -44,7 +44,7 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model.init_args.backbone.init_args.lora, .prompt", "", [LoRA, CuePrompt]),
     ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward]),
     ("model.init_args.objective", "", [GRPO]),
-    ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, Sampling]),
+    ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, SamplingParams]),
     ("data", "", [CueDataModule]),
     ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneLessons]),
     ("data.source.init_args.stages", "Of `SceneLessons`: a list.", [Stage]),

@@ -70,11 +70,11 @@ def giou(a: Box, b: Box) -> float:
     return float(generalized_box_iou(_rows([a]), _rows([b])))
 
 
-def trivial_boxes(size: Size) -> dict[str, Box]:
+def constant_boxes(size: Size) -> dict[str, Box]:
     """Boxes that need no looking: the floor any model has to beat."""
     w, h = size
     centres = {f"centre {s:g}": (w * (1 - s) / 2, h * (1 - s) / 2, w * (1 + s) / 2, h * (1 + s) / 2) for s in (0.1, 0.25, 0.5)}
-    return {"whole image": whole(size), **centres}
+    return {"whole image": image_box(size), **centres}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class BoxFrame:
         return first, first + step
 
 
-def whole(size: Size) -> Box:
+def image_box(size: Size) -> Box:
     """The box of a whole image."""
     return (0.0, 0.0, float(size[0]), float(size[1]))
 

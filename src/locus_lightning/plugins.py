@@ -1,6 +1,6 @@
 """Finding plugins by class name: built-ins from a table, others from entry points.
 
-Three kinds and no more: ``rewards``, ``cue_samplers``, ``backbones``. A package offers a plugin with::
+Four kinds and no more: ``rewards``, ``cue_samplers``, ``tasks``, ``backbones``. A package offers a plugin with::
 
     [project.entry-points."locus_lightning.rewards"]
     GIoUReward = "my_package:GIoUReward"
@@ -19,18 +19,24 @@ from typing import Any, Literal, get_args
 
 from locus_lightning.errors import PluginError
 
-Kind = Literal["rewards", "cue_samplers", "backbones"]
+Kind = Literal["rewards", "cue_samplers", "tasks", "backbones"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _BUILT_IN: dict[Kind, dict[str, str]] = {
     "rewards": {
         "IoUReward": "locus_lightning.rewards.iou:IoUReward",
         "FormatReward": "locus_lightning.rewards.format:FormatReward",
+        "AnswerReward": "locus_lightning.rewards.answer:AnswerReward",
     },
     "cue_samplers": {
         "ObjectCues": "locus_lightning.cue_samplers.objects:ObjectCues",
         "TextCues": "locus_lightning.cue_samplers.text_cue:TextCues",
         "RandomCropCues": "locus_lightning.cue_samplers.random_crop:RandomCropCues",
+    },
+    "tasks": {
+        "CueSearch": "locus_lightning.tasks.cue_search:CueSearch",
+        "MultiCue": "locus_lightning.tasks.multi_cue:MultiCue",
+        "TaskMixture": "locus_lightning.tasks.mixture:TaskMixture",
     },
     "backbones": {
         "AutoBackbone": "locus_lightning.backbones.auto:AutoBackbone",
@@ -51,6 +57,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
 _BASES: dict[Kind, str] = {
     "rewards": "locus_lightning.rewards.base:Reward",
     "cue_samplers": "locus_lightning.cue_samplers.base:CueSampler",
+    "tasks": "locus_lightning.tasks.base:Task",
     "backbones": "locus_lightning.backbones.base:Backbone",
 }
 

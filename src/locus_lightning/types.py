@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ SizeBin = Literal["tiny", "small", "medium", "large"]
 class SceneObject:
     """An annotated object of an image.
 
-    ``box`` in original pixels; ``id`` is unique within the data set.
+    ``box`` is in original pixels; ``id`` is unique within the data set.
     """
 
     box: Box
@@ -75,48 +75,75 @@ class Cue:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class CueSample:
-    """One training example: find ``cue`` in ``image``.
+Content = tuple["str | Image", ...]
+"""What a user message says: words and images, in order."""
 
-    ``box`` is the answer. ``quarantined`` lists (path, reason) of images that were skipped to
-    arrive at this sample.
+
+@dataclass(frozen=True)
+class Sample:
+    """One example of a task, whatever the task is.
+
+    Args:
+        id: unique in the data set.
+        image: the picture it is about, RGB.
+        quarantined: (path, reason) of images that were skipped to arrive at this sample.
+        task: which task of a mixture it belongs to; empty where a run has one task.
     """
 
     id: str
     image: Image
+    quarantined: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    task: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class CueSample(Sample):
+    """One example of cue search: find ``cue`` in ``image``.
+
+    Args:
+        cue: the crop, or words.
+        box: the answer, original pixels.
+        others: further windows of the same image, for tasks that show several cues.
+    """
+
     cue: Cue
     box: Box
-    quarantined: tuple[tuple[str, str], ...] = ()
+    others: tuple[CueWindow, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
-class Question:
-    """A plain question about one image with its right answer: a supervised lesson, or an item of a benchmark.
+class Question(Sample):
+    """A plain question about one image with its right answer: a supervised example, or an item of a benchmark.
 
-    ``text`` and ``answer`` hold ``{0}``, ``{1}``, ... where ``boxes`` (original pixels) go, written in the model's own frame;
-    braces that are meant are doubled. ``task`` is the kind of question, by which figures are grouped; ``verdict`` the last word of an
-    answer that leads up to it: it alone decides whether the answer is right.
+    Args:
+        text: the question. It holds ``{0}``, ``{1}``, ... where ``boxes`` go, which are written in the model's own frame; braces that are
+            meant literally are doubled.
+        answer: the right answer, in the same form.
+        boxes: original pixels.
+        kind: the kind of question, by which figures are grouped.
+        verdict: the last word of an answer that leads up to it. Where it is given, an answer is correct if its last word equals it.
     """
 
-    id: str
-    image: Image
     text: str
     answer: str = ""
     boxes: tuple[Box, ...] = ()
-    task: str = ""
+    kind: str = ""
     verdict: str = ""
-    quarantined: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sample as a model reads it; unpadded, padded only at a forward pass.
+    """A user message as a model reads it; unpadded, padded only at a forward pass.
 
-    ``ids_P`` token ids with image placeholders expanded; ``positions_P`` is (1, P), or (3, P) for
-    multimodal rotary positions; ``next_position`` is the position of the first completion token;
-    ``vision`` holds the processor's tensors for the images of this prompt alone; ``features`` is
-    the frozen tower's output, one (tokens, D) tensor an image (pixels are then let go), or None while not yet computed.
+    Args:
+        text: the message after the chat template.
+        ids_P: token ids with image placeholders expanded.
+        positions_P: (1, P), or (3, P) for multimodal rotary positions.
+        next_position: position of the first completion token.
+        vision: the processor's tensors for the images of this prompt alone.
+        features: the frozen tower's output, one (tokens, D) tensor an image (the pixels are then released), or None while not yet computed.
+        content: words and images before the template, for engines that run elsewhere; empty after a resume.
+        opened: what the chat template has already written of the answer, such as ``<think>``.
     """
 
     text: str
@@ -125,6 +152,8 @@ class Prompt:
     next_position: int
     vision: Mapping[str, Tensor]
     features: tuple[Tensor, ...] | None = None
+    content: Content = ()
+    opened: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,24 +171,37 @@ class Generation:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer of the model, read.
+    """One parsed answer of the model.
 
-    ``box`` is in original pixels, not clipped, or None where the answer holds no single valid box;
-    ``well_formed`` says whether the whole text follows the think/answer structure.
+    Args:
+        text: as it was generated.
+        answer: its value as the task defines it (a box, several boxes, a permutation, a word), or None where none could be read.
+        well_formed: whether the whole text follows the think/answer structure.
+        truncated: whether it was cut off at ``max_new_tokens``.
+        score: the task's own score of the answer, in [0, 1].
+        generation: its tokens and log-probabilities.
     """
 
     text: str
-    box: Box | None
+    answer: Any
     well_formed: bool
     truncated: bool
+    score: float = 0.0
     generation: Generation | None = None
+
+    @property
+    def box(self) -> Box | None:
+        """The answer where it is a single box: original pixels, not clipped."""
+        answer = self.answer
+        is_box = isinstance(answer, tuple) and len(answer) == 4 and all(isinstance(v, float | int) for v in answer)
+        return answer if is_box else None
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
     """The G completions of one sample with their scores: ``scores`` maps a reward's name to G floats."""
 
-    sample: CueSample
+    sample: Any
     prompt: Prompt
     completions: tuple[Completion, ...]
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -148,7 +148,7 @@ def test_what_is_logged(locus, tmp_path):
     events = EventAccumulator(str(run_folder(tmp_path)))
     events.Reload()
     tags = events.Tags()
-    expected = """reward/iou reward/format reward/total reward/std_in_group reward/constant_groups rollout/iou rollout/iou_q10
+    expected = """reward/iou reward/format reward/total reward/std_in_group reward/frac_reward_zero_std rollout/iou rollout/iou_q10
     rollout/iou_q50 rollout/iou_q90 rollout/acc0.5 rollout/floor rollout/parse_rate rollout/area_ratio rollout/length rollout/truncated
     update/loss update/clip_low update/clip_high update/dual_clip update/ratio_max update/ratio_min update/kl update/entropy
     update/grad_norm update/lr speed/tokens_per_s speed/rollout_s speed/score_s speed/reference_s speed/update_s val/iou val/acc0.5
@@ -274,7 +274,7 @@ def test_toy_writes_a_checkpoint_that_loads(locus, tmp_path):
 # ---- stopping and going on -----------------------------------------------------------------------------------------------
 
 
-MOVES = ["--model.truncated=keep", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-3"]
+MOVES = ["--model.mask_truncated_completions=false", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-3"]
 """Options under which every trained weight of the toy moves."""
 
 
@@ -284,7 +284,7 @@ def weights(path):
 
 def test_ten_steps_equal_five_and_five(locus, tmp_path):
     """Resume in the middle of an epoch and of a rollout batch: data, generators, optimiser and buffer go on."""
-    options = ["--model.init_args.epochs=3", "--data.source.init_args.train_size=20", "--trainer.num_sanity_val_steps=0"]
+    options = ["--model.init_args.num_iterations=3", "--data.source.init_args.train_size=20", "--trainer.num_sanity_val_steps=0"]
     options += ["--checkpoints.every_n_steps=0", "--trainer.limit_val_batches=0", "--model.init_args.warmup_ratio=0.0", *MOVES]
     status, _, err = locus("fit", "--config", SCENES, *options, "--trainer.max_steps=10", "--trainer.logger.init_args.name=whole")
     assert status == 0, err
@@ -326,7 +326,7 @@ def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, mon
     size = {"max_epochs": 6}.get(reason, 10)  # samples of a pass; two a step
     end = {"max_steps": ["--trainer.max_steps=3"], "max_epochs": ["--trainer.max_epochs=1"]}.get(reason, [])
     options = [f"--data.source.init_args.train_size={size}", "--trainer.limit_val_batches=0", "--trainer.callbacks=drawn.Drawn"]
-    options += ["--model.epochs=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=-1", "--trainer.max_epochs=3"]
+    options += ["--model.num_iterations=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=-1", "--trainer.max_epochs=3"]
     options += ["--trainer.limit_train_batches=6"] if reason == "limit_train_batches" else []
     whole, parts = [], []
     for stops in ([None], [reason, None]):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from locus_lightning.analysis import interventions as behaviour
-from locus_lightning.analysis.attention_maps import Looking, attention_layers, look
+from locus_lightning.analysis.attention_maps import AttentionMap, attention_layers, look
 from locus_lightning.analysis.interventions import Asked, suppressed
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.boxes import raster
@@ -56,14 +56,14 @@ def test_a_token_stands_for_the_part_of_the_image_that_changes_it(make_backbone,
         assert len(cells) == len(before) == len(backbone.image_tokens(plain))
         change = (after - before).norm(dim=-1)
         change[cells[:, 2] <= cells[:, 0]] = 0  # newline tokens
-        looking = Looking(change[None], cells, size)
+        looking = AttentionMap(change[None], cells, size)
         assert looking.peak_in_box([tuple(map(float, box))]), (box, cells[change.argmax()])
 
 
 def test_attention_in_box_counts_cells_that_touch():
     cells = raster(2, 2, (0.0, 0.0, 20.0, 20.0))
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.2], [0.4, 0.0, 0.0, 0.1]])
-    looking = Looking(weights, cells, (20, 20))
+    looking = AttentionMap(weights, cells, (20, 20))
     mean, layers = looking.in_box([(1.0, 1.0, 9.0, 9.0)])
     assert layers == pytest.approx([0.1 / 0.8, 0.4 / 0.5])
     assert mean == pytest.approx(0.5 / 1.3), "of the averaged map, not the mean of the layers'"

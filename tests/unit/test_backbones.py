@@ -14,13 +14,13 @@ from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.errors import CheckpointError, ConfigError
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout, draw
 from locus_lightning.tasks.parsing import parse_response
 from locus_lightning.types import Question
 from tests.conftest import FAMILIES, make_sample
 
-SIX = Sampling(max_new_tokens=6, temperature=0.8)
+SIX = SamplingParams(max_new_tokens=6, temperature=0.8)
 
 
 def rollouts(backbone, samples, n=3, sampling=SIX, seed=0):
@@ -128,7 +128,7 @@ def test_a_shared_prefill_samples_from_the_distribution_of_a_lone_prompt(make_ba
     """First tokens of many shared-prefix rollouts against the plain forward pass's probabilities."""
     backbone = make_backbone(family)
     sample = make_sample()
-    prompts, groups, _ = rollouts(backbone, [sample], n=2000, sampling=Sampling(max_new_tokens=1, temperature=0.5))
+    prompts, groups, _ = rollouts(backbone, [sample], n=2000, sampling=SamplingParams(max_new_tokens=1, temperature=0.5))
     drawn = torch.bincount(torch.cat([made.ids_T for made in groups[0]]), minlength=10)
     tokens = drawn.topk(5).indices
     logps, _ = backbone.logps(prompts, [[token[None] for token in tokens]], temperature=0.5, share_prefix=False)
@@ -164,7 +164,7 @@ def test_decoding_with_prompts_kept_once_equals_decoding_with_repeated_ones(make
         backbone = make_backbone(packed_family, dtype="float64")
         assert backbone.shares_keys
         backbone.shares_keys = ours
-        _, groups, _ = rollouts(backbone, samples, n=4, sampling=Sampling(max_new_tokens=40))
+        _, groups, _ = rollouts(backbone, samples, n=4, sampling=SamplingParams(max_new_tokens=40))
         assert len({len(made.ids_T) for group in groups for made in group}) > 1 or packed_family == "qwen2_5_vl"
         results.append(groups)
     for one, other in zip(*results, strict=True):
@@ -223,7 +223,7 @@ def test_temperature_divides_the_logits(make_backbone):
 def test_a_prompt_alone_and_among_others_is_the_same(make_backbone, family, samples):
     """Left padding, and the positions of multimodal rotary embeddings, change nothing; nor does state of other prompts."""
     backbone = make_backbone(family, dtype="float64")
-    greedy = Sampling(max_new_tokens=5, temperature=0.0)
+    greedy = SamplingParams(max_new_tokens=5, temperature=0.0)
     prompts = backbone.encode(samples)
     together = HFRollout().generate(backbone, prompts, 1, greedy)
     for prompt, (made,) in zip(prompts, together, strict=True):
@@ -236,7 +236,7 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
     backbone = make_backbone(family, dtype="float64")
     sample = make_sample()
     (prompt,) = backbone.encode([sample])
-    ((made,),) = HFRollout().generate(backbone, [prompt], 1, Sampling(max_new_tokens=6, temperature=0.0))
+    ((made,),) = HFRollout().generate(backbone, [prompt], 1, SamplingParams(max_new_tokens=6, temperature=0.0))
     out = backbone.processor(
         text=[backbone.prompt_text(backbone.turn(sample))],
         images=[backbone.prepare_image(sample.image), backbone.prepare_image(sample.cue.image)],
@@ -287,7 +287,7 @@ def test_placeholder_ids_are_never_sampled(make_backbone, family):
         for banned in backbone.banned_ids:
             head.weight[banned] = hidden.mean(0) * 1000
     assert backbone.banned_ids
-    tokens, logps = draw(backbone.next_token_logits(hidden), Sampling())
+    tokens, logps = draw(backbone.next_token_logits(hidden), SamplingParams())
     assert not torch.isin(tokens, torch.tensor(backbone.banned_ids)).any()
     assert torch.isfinite(logps).all()
 
@@ -312,7 +312,7 @@ def test_every_end_id_ends_and_stays_in_the_completion(make_backbone):
 
 def test_a_completion_cut_off_is_truncated(make_backbone):
     backbone = make_backbone("llava")
-    _, groups, _ = rollouts(backbone, [make_sample()], n=8, sampling=Sampling(max_new_tokens=2))
+    _, groups, _ = rollouts(backbone, [make_sample()], n=8, sampling=SamplingParams(max_new_tokens=2))
     for made in groups[0]:
         assert made.truncated == (made.ids_T[-1].item() not in backbone.eos_ids)
 
@@ -445,7 +445,7 @@ def test_save_and_load_round_trip(make_backbone, family, tmp_path):
 def test_draw_follows_the_distribution():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, 2.0, float("-inf")])
-    tokens, logps = draw(logits.expand(20_000, 4), Sampling())
+    tokens, logps = draw(logits.expand(20_000, 4), SamplingParams())
     shares = torch.bincount(tokens, minlength=4) / len(tokens)
     assert torch.allclose(shares, logits.softmax(0), atol=0.015)
     assert torch.allclose(logps, logits.log_softmax(0)[tokens])
@@ -453,9 +453,9 @@ def test_draw_follows_the_distribution():
 
 def test_top_k_and_top_p_keep_what_they_say():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, 4)
-    assert draw(logits, Sampling(top_k=2))[0].max() == 1
-    assert draw(logits, Sampling(top_p=0.6))[0].max() == 0
-    assert (draw(logits, Sampling(temperature=0.0))[0] == 0).all()
+    assert draw(logits, SamplingParams(top_k=2))[0].max() == 1
+    assert draw(logits, SamplingParams(top_p=0.6))[0].max() == 0
+    assert (draw(logits, SamplingParams(temperature=0.0))[0] == 0).all()
 
 
 def test_a_checkpoint_holds_the_reference_only_where_it_lies_on_no_disk(make_backbone, toy_folder):

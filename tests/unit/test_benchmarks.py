@@ -17,7 +17,7 @@ from locus_lightning.evaluation.base import Scored, extract_yes_no
 from locus_lightning.evaluation.benchmarks import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
 from locus_lightning.evaluation.html import page
 from locus_lightning.evaluation.runner import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
-from locus_lightning.tasks.parsing import payload
+from locus_lightning.tasks.parsing import extract_answer
 
 
 def jpeg(seed=0, size=(64, 48)):
@@ -49,9 +49,9 @@ def test_yes_and_no_are_read(text, said):
 
 
 def test_the_answer_block_is_what_counts():
-    assert payload("<think>A</think><answer> B </answer>") == "B"
-    assert payload("<think>A, so") == ""
-    assert payload("plain") == "plain"
+    assert extract_answer("<think>A</think><answer> B </answer>") == "B"
+    assert extract_answer("<think>A, so") == ""
+    assert extract_answer("plain") == "plain"
 
 
 def hr_rows():

@@ -7,7 +7,7 @@ import pytest
 
 from locus_lightning.callbacks.pictures import colour_of, completions_table, contact_sheet, draw_group
 from locus_lightning.callbacks.summary import Summary
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.tasks.metrics import CueMetrics
 from locus_lightning.types import RolloutGroup
 from tests.conftest import make_completion, make_sample
@@ -73,7 +73,7 @@ def test_the_summary_is_written_and_printed(tmp_path, capsys):
         tmp_path / "run",
         {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5},
         after,
-        Sampling(temperature=0.0),
+        SamplingParams(temperature=0.0),
         3,
         {},
     )

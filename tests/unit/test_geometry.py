@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locus_lightning.boxes import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, trivial_boxes
+from locus_lightning.boxes import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, constant_boxes
 from locus_lightning.tasks.parsing import parse_response, write_response
 
 sides = st.integers(1, 4000)
@@ -89,6 +89,6 @@ def test_size_bins_by_share_of_the_image(side, name):
 
 
 def test_trivial_boxes_lie_in_the_image():
-    for box in trivial_boxes((200, 100)).values():
+    for box in constant_boxes((200, 100)).values():
         assert is_valid_box(box)
         assert clip_box(box, (200, 100)) == box

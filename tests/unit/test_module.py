@@ -16,14 +16,14 @@ from locus_lightning.objectives.advantages import weight_total
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.rollout_batch import Split, micro_batches, pack_state, unpack_state
 from locus_lightning.training.sft import SupervisedModule
 from locus_lightning.types import Generation
 from tests.conftest import FAMILIES
 
-SHORT = Sampling(max_new_tokens=5)
+SHORT = SamplingParams(max_new_tokens=5)
 
 
 def data(batch_size=4, train_size=16, **settings):
@@ -78,7 +78,7 @@ def fixed_rollouts(make_backbone):
 def test_the_gradient_does_not_depend_on_the_split(fixed_rollouts, reduction, micro, ranks):
     """Eight prompts in one micro-batch = 8/m micro-batches of m = 2 ranks x 4: averaged as Lightning and DDP average."""
     backbone, prompts, completions, advantages, mask = fixed_rollouts
-    objective = GRPO(kl=0.0, reduction=reduction)
+    objective = GRPO(kl_coef=0.0, reduction=reduction)
 
     def gradient(micro, ranks):
         backbone.zero_grad()
@@ -117,7 +117,7 @@ def test_accumulation_in_the_trainer_gives_the_same_step():
     """Through Lightning itself: one micro-batch of 4 against 4 of 1, accumulated."""
     results = []
     for micro, accumulate in ((4, 1), (2, 2), (1, 4)):
-        model = module(rewards=[LengthReward()], micro_batch_size=micro, objective=GRPO(kl=0.05))
+        model = module(rewards=[LengthReward()], micro_batch_size=micro, objective=GRPO(kl_coef=0.05))
         L.seed_everything(7)
         trainer(accumulate_grad_batches=accumulate).fit(model, datamodule=data())
         results.append(torch.cat([p.detach().flatten() for p in model.backbone.hf.base_model.language_model.parameters()]))
@@ -130,7 +130,7 @@ def test_a_token_budget_splits_the_pass_and_not_the_step(caplog):
     caplog.set_level("INFO")
     results = []
     for budget in (None, 10_000_000, 400, 1):
-        model = module(rewards=[LengthReward()], micro_batch_size=4, token_budget=budget, objective=GRPO(kl=0.05))
+        model = module(rewards=[LengthReward()], micro_batch_size=4, token_budget=budget, objective=GRPO(kl_coef=0.05))
         L.seed_everything(7)
         run = trainer()
         run.fit(model, datamodule=data())
@@ -182,7 +182,7 @@ def test_a_rollout_batch_is_reused_for_mini_batches_and_epochs():
 
     def counting(self, samples):
         made = original(self, samples)
-        seen.append((self.global_step, len(made), all(m.old_BGT is not None for m in made)))
+        seen.append((self.global_step, len(made), all(m.old_logps_BGT is not None for m in made)))
         return made
 
     LocusModule.collect = counting
@@ -218,7 +218,7 @@ class ConstantReward(IoUReward):
 
 
 def test_constant_groups_are_redrawn_a_bounded_number_of_times_and_then_warned_about(caplog):
-    model = module(rewards=[ConstantReward()], filter_groups=True, resample=2, objective=GRPO(kl=0.0))
+    model = module(rewards=[ConstantReward()], filter_groups=True, resample=2, objective=GRPO(kl_coef=0.0))
     calls = []
     model.rollout.generate, generate = (lambda *a: calls.append(len(a[1])) or generate(*a)), model.rollout.generate
     run = trainer()
@@ -229,7 +229,7 @@ def test_constant_groups_are_redrawn_a_bounded_number_of_times_and_then_warned_a
 
 
 def test_filtered_groups_weigh_nothing_and_the_number_of_steps_stays():
-    model = module(rewards=[ConstantReward()], filter_groups=True, objective=GRPO(kl=0.5))
+    model = module(rewards=[ConstantReward()], filter_groups=True, objective=GRPO(kl_coef=0.5))
     run = trainer(max_steps=2)
     run.fit(model, datamodule=data(batch_size=2))
     assert run.global_step == 2
@@ -240,11 +240,11 @@ def test_filtered_groups_weigh_nothing_and_the_number_of_steps_stays():
 def test_truncated_completions_are_handled_as_configured(how, counted, samples):
     model = module(truncated=how)
     model.backbone.load()
-    model.objective = GRPO(kl=0.0)
+    model.objective = GRPO(kl_coef=0.0)
     prompts = model.backbone.encode(samples)
     cut = Generation(torch.tensor([5, 6, 7]), torch.zeros(3), truncated=True)
     model.rollout.generate = lambda *_: [[cut, replace(cut, truncated=False), replace(cut, truncated=False)] for _ in prompts]
-    groups = model.draw_groups(samples, prompts)
+    groups = model.generate_groups(samples, prompts)
     mask = model._counted(groups, torch.tensor([g.rewards for g in groups]))
     assert mask[:, 0].all().item() is counted
     assert mask[:, 1:].all()
@@ -258,7 +258,7 @@ def test_rewards_are_summed_by_weight_and_kept_by_name(samples):
     perfect = Generation(answer, torch.zeros(len(answer)), truncated=False)
     junk = Generation(answer[:3], torch.zeros(3), truncated=True)
     model.rollout.generate = lambda *_: [[perfect, junk, junk]]
-    (group,) = model.draw_groups(samples[:1], prompts)
+    (group,) = model.generate_groups(samples[:1], prompts)
     assert group.scores["format"] == (1.0, 0.0, 0.0)
     assert group.scores["iou"][0] > 0.7
     assert group.rewards[0] == pytest.approx(0.9 * group.scores["iou"][0] + 0.1)
@@ -268,9 +268,9 @@ def test_rewards_are_summed_by_weight_and_kept_by_name(samples):
     ("settings", "message"),
     [
         ({"group_size": 1}, "group_size is 1"),
-        ({"sampling": Sampling(5, top_k=10)}, "top_k 10"),
-        ({"sampling": Sampling(5, top_p=0.9)}, "top_p 0.9"),
-        ({"sampling": Sampling(5, temperature=0.0)}, "temperature is 0"),
+        ({"sampling": SamplingParams(5, top_k=10)}, "top_k 10"),
+        ({"sampling": SamplingParams(5, top_p=0.9)}, "top_p 0.9"),
+        ({"sampling": SamplingParams(5, temperature=0.0)}, "temperature is 0"),
         ({"resample": 3}, "filter_groups"),
         ({"rewards": [IoUReward(), IoUReward()]}, "twice"),
         ({"warmup_ratio": 1.5}, "warmup_ratio"),
@@ -309,7 +309,7 @@ def test_a_half_used_rollout_batch_survives_packing(fixed_rollouts):
 
 
 def test_a_step_that_is_not_finite_is_skipped(caplog):
-    model = module(rewards=[LengthReward()], objective=GRPO(kl=0.0))
+    model = module(rewards=[LengthReward()], objective=GRPO(kl_coef=0.0))
     model.backbone.load()
     before = {n: p.clone() for n, p in model.backbone.named_parameters()}
     original = model.objective.__class__.__call__
@@ -338,7 +338,7 @@ def test_supervision_lowers_its_loss():
 def test_clipping_schedule_and_early_stopping_work_as_on_any_module():
     from lightning.pytorch.callbacks import EarlyStopping
 
-    model = module(rewards=[LengthReward()], warmup_ratio=0.5, schedule="cosine", objective=GRPO(kl=0.0))
+    model = module(rewards=[LengthReward()], warmup_ratio=0.5, schedule="cosine", objective=GRPO(kl_coef=0.0))
     stop = EarlyStopping("reward/total", mode="max", patience=1, check_on_train_epoch_end=True, stopping_threshold=-1.0)
     run = trainer(max_steps=-1, max_epochs=3, gradient_clip_val=1e-3, callbacks=[stop])
     run.fit(model, datamodule=data(batch_size=8))
@@ -376,7 +376,7 @@ def test_gradient_checkpointing_is_on_from_the_first_supervised_step():
 def test_adapters_on_a_moving_tower_have_no_reference():
     from locus_lightning.backbones.loading import LoRA
 
-    model = module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2), train_vision=True), objective=GRPO(kl=0.1))
+    model = module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2), train_vision=True), objective=GRPO(kl_coef=0.1))
     with pytest.raises(ConfigError, match="no reference model"):
         trainer().fit(model, datamodule=data())
     assert not model.backbone.loaded

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.objectives.advantages import constant_groups, group_advantages, token_weights, weight_total
+from locus_lightning.objectives.advantages import zero_std_groups, group_advantages, token_weights, weight_total
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.objectives.kl import kl_estimate
 from locus_lightning.objectives.policy_loss import cispo_loss, clipped_loss, log_ratio
@@ -25,7 +25,7 @@ def test_advantages_are_centred_and_scaled_by_the_unbiased_std():
 def test_a_constant_group_has_advantage_exactly_zero():
     rewards = torch.tensor([[0.1, 0.1, 0.1], [0.7, 0.7, 0.7]])  # whose mean is not exactly 0.1 in floats
     assert (group_advantages(rewards) == 0).all()
-    assert constant_groups(torch.tensor([[0.3, 0.3], [0.3, 0.4]])).tolist() == [True, False]
+    assert zero_std_groups(torch.tensor([[0.3, 0.3], [0.3, 0.4]])).tolist() == [True, False]
 
 
 def test_std_floor_keeps_a_nearly_constant_group_small():
@@ -38,7 +38,7 @@ def test_ratio_is_one_before_the_policy_moves():
     logps = torch.randn(2, 3, 4, requires_grad=True)
     mask = torch.ones(2, 3, 4)
     advantages = torch.randn(2, 3)
-    loss, stats = GRPO(kl=0.0)(logps, logps.detach(), None, advantages, mask / 24, mask)
+    loss, stats = GRPO(kl_coef=0.0)(logps, logps.detach(), None, advantages, mask / 24, mask)
     assert stats["ratio_max"] == stats["ratio_min"] == 1.0
     assert loss.item() == pytest.approx(-advantages.mean().item(), abs=1e-6)
     loss.backward()
@@ -83,7 +83,7 @@ def test_gspo_ratio_is_the_exponential_of_the_masked_mean():
 def test_gspo_gradient_is_that_of_the_sequence_ratio():
     old, mask, advantage = torch.randn(1, 1, 3), torch.ones(1, 1, 3), torch.tensor([[0.7]])
     logps = (old + 0.01 * torch.randn(1, 1, 3)).requires_grad_()
-    loss, _ = GRPO(kl=0.0, level="sequence", reduction="sequence", clip_low=0.5, clip_high=0.5)(logps, old, None, advantage, mask / 3, mask)
+    loss, _ = GRPO(kl_coef=0.0, importance_sampling_level="sequence", reduction="sequence", clip_low=0.5, clip_high=0.5)(logps, old, None, advantage, mask / 3, mask)
     (grad,) = torch.autograd.grad(loss, logps)
     (expected,) = torch.autograd.grad(-0.7 * (logps - old).mean().exp(), logps)
     assert torch.allclose(grad, expected, atol=1e-6)
@@ -145,7 +145,7 @@ def test_an_all_masked_batch_gives_a_finite_zero_loss():
     logps = torch.randn(1, 2, 3, requires_grad=True)
     nothing = torch.zeros(1, 2, 3)
     weights = token_weights(nothing.bool(), "sequence", 3) / weight_total(nothing.bool(), "sequence").clamp_min(1)
-    loss, stats = GRPO(kl=0.1)(logps, logps.detach() - 1, logps.detach(), torch.randn(1, 2), weights, nothing)
+    loss, stats = GRPO(kl_coef=0.1)(logps, logps.detach() - 1, logps.detach(), torch.randn(1, 2), weights, nothing)
     loss.backward()
     assert loss.item() == 0.0
     assert (logps.grad == 0).all()
@@ -156,7 +156,7 @@ def test_an_all_masked_batch_gives_a_finite_zero_loss():
 def test_an_exploding_ratio_stays_finite():
     logps = torch.full((1, 1, 1), 500.0, requires_grad=True)
     one = torch.ones(1, 1, 1)
-    loss, _ = GRPO(kl=0.1)(logps, logps.detach() - 900, logps.detach() + 900, torch.tensor([[-1.0]]), one, one)
+    loss, _ = GRPO(kl_coef=0.1)(logps, logps.detach() - 900, logps.detach() + 900, torch.tensor([[-1.0]]), one, one)
     loss.backward()
     assert math.isfinite(loss.item())
     assert torch.isfinite(logps.grad).all()

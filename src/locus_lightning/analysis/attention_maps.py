@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locus_lightning.backbones import loading
-from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.backbones.base import Backbone
+from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Box, Question, Size
 
 
 @dataclass(frozen=True)
-class Looking:
+class AttentionMap:
     """What one position attends to in the image.
 
     weights_LN  mean over heads of the attention to each image token, by layer; a row sums to the share of the image, below 1
@@ -70,9 +69,8 @@ class Looking:
         return canvas / max(canvas.sum(), 1e-12)
 
 
-@torch.no_grad()
-def look(backbone: HFBackbone, question: Question, after: str = "") -> Looking:
-    """One forward pass on image + question; attention from the position that predicts the next token.
+def attention_map(backbone: Backbone, question: Question, after: str = "") -> AttentionMap:
+    """One forward pass on image + question: the attention from the position that predicts the next token.
 
     Args:
         backbone: loaded.
@@ -83,19 +81,10 @@ def look(backbone: HFBackbone, question: Question, after: str = "") -> Looking:
     Raises:
         ConfigError: the family does not say where its image tokens look.
     """
-    (prompt,) = backbone.prompts([question])
-    cells = backbone.image_cells(prompt, question.image.size)
-    tokens = backbone.image_tokens(prompt)
-    if len(cells) != len(tokens):
-        raise RuntimeError(f"{type(backbone).__name__}: {len(tokens)} image tokens and {len(cells)} cells")
-    layers = attention_layers(backbone)
-    with attention.watch(layers) as watched:
-        backbone.last_hidden(prompt, after)
-    weights = torch.stack([watched.found[i][0, tokens] for i in range(len(layers))])
-    return Looking(weights.cpu(), cells, question.image.size)
-
-
-def attention_layers(backbone: HFBackbone) -> list[torch.nn.Module]:
-    """The language model's attention layers, first to last."""
-    modules = loading.language_model(backbone.hf).modules()
-    return sorted((m for m in modules if hasattr(m, "layer_idx") and hasattr(m, "q_proj")), key=lambda m: m.layer_idx)  # type: ignore[arg-type, return-value]
+    size = question.image.size
+    (prompt,) = backbone.encode_pixels([QuestionAnswering().messages(question, backbone.frame(size))])
+    cells = backbone.image_cells(prompt, size)
+    weights = backbone.attention(prompt, after)
+    if len(cells) != weights.shape[1]:
+        raise RuntimeError(f"{type(backbone).__name__}: {weights.shape[1]} image tokens and {len(cells)} cells")
+    return AttentionMap(weights, cells, size)

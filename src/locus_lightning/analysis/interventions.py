@@ -11,21 +11,19 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
-from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.boxes import clip_box, iou
-from locus_lightning.rollout.base import Sampling
-from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.tasks.parsing import boxes_in, payload
+from locus_lightning.rollout.base import RolloutEngine, ask
+from locus_lightning.tasks.parsing import boxes_in, extract_answer
 from locus_lightning.types import Box, Question
 
 
-def say(backbone: HFBackbone, questions: Sequence[Question], max_new_tokens: int = 64, batch: int = 8, about: str = "") -> list[str]:
-    """Greedy answers."""
+def say(backbone: Backbone, engine: RolloutEngine, questions: Sequence[Question], about: str, batch: int = 8) -> list[str]:
+    """Greedy answers of at most 64 tokens."""
     texts = []
-    for i in track(range(0, len(questions), batch), description=about or "answers"):
-        prompts = backbone.encode(questions[i : i + batch])
-        groups = HFRollout().generate(backbone, prompts, 1, Sampling(max_new_tokens, temperature=0.0))
-        texts += [backbone.decode(made.ids_T) for (made,) in groups]
+    for i in track(range(0, len(questions), batch), description=about):
+        made = ask(engine, backbone, questions[i : i + batch], 64)
+        texts += [prompt.opened + backbone.decode(generation.ids_T) for prompt, generation in made]
     return texts
 
 
@@ -48,11 +46,11 @@ class Asked:
     targets: tuple[Question, ...] = ()
 
 
-def context(backbone: HFBackbone, asked: Sequence[Asked]) -> list[tuple[bool, bool]]:
+def context(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked]) -> list[tuple[bool, bool]]:
     """For every question, whether the answer is right with the full image, and with all but the targets blacked out."""
     full = [one.question for one in asked]
     alone = [replace(one.question, image=suppressed(one.question.image, one.boxes)) for one in asked]
-    said = [say(backbone, some, about=what) for some, what in ((full, "full image"), (alone, "targets alone"))]
+    said = [say(backbone, engine, some, what) for some, what in ((full, "full image"), (alone, "targets alone"))]
     return [(one.right(a), one.right(b)) for one, a, b in zip(asked, *said, strict=True)]
 
 
@@ -64,14 +62,14 @@ class Grounded:
     right: bool
 
 
-def grounding(backbone: HFBackbone, asked: Sequence[Asked]) -> list[Grounded]:
+def grounding(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked]) -> list[Grounded]:
     """Every target is asked for by its name; every question is asked as it is."""
-    said = say(backbone, [one.question for one in asked], about="questions")
-    named = iter(say(backbone, [target for one in asked for target in one.targets], about="targets"))
+    said = say(backbone, engine, [one.question for one in asked], "questions")
+    named = iter(say(backbone, engine, [target for one in asked for target in one.targets], "targets"))
     rows = []
     for one, text in zip(asked, said, strict=True):
-        found = [boxes_in(payload(next(named))) for _ in one.targets]
-        frame, size = backbone.frame(one.question), one.question.image.size
+        found = [boxes_in(extract_answer(next(named))) for _ in one.targets]
+        frame, size = backbone.frame(one.question.image.size), one.question.image.size
         ious = [
             iou(clip_box(frame.to_original(boxes[0]), size), box) if boxes else 0.0 for boxes, box in zip(found, one.boxes, strict=False)
         ]

@@ -9,19 +9,18 @@ from typing import Any
 
 from locus_lightning import plugins
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.loading import SavedSettings
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError, ConfigError
-from locus_lightning.types import CueSample, Question
+from locus_lightning.types import Size
 
 log = logging.getLogger(__name__)
 
 
 class AutoBackbone(HFBackbone):
-    """Becomes the backbone that speaks the checkpoint's ``model_type``, and says which. A folder that a run saved or ``locus export`` wrote
-    remembers frame and prompt; they are taken from there.
+    """Builds the backbone that speaks the checkpoint's ``model_type``, and says which. A folder that a run saved or ``locus export`` wrote
+    remembers its frame and the words of its task; they are taken from there.
 
     Args:
         checkpoint: see :class:`HFBackbone`; its config is read to choose.
@@ -33,28 +32,23 @@ class AutoBackbone(HFBackbone):
         ConfigError: ``family`` holds settings that the backbone does not have.
     """
 
-    def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(checkpoint, **kwargs)
-        kind, saved = speaker_of(checkpoint, self.trust_remote_code)
-        if saved and kwargs.get("prompt") is None:
-            kwargs["prompt"] = saved_prompt(checkpoint, saved)
-        self._become(kind, {**(saved.family if saved else {}), **(family or {}), **kwargs, "checkpoint": checkpoint})
-
-    def _become(self, kind: type[HFBackbone], settings: dict[str, Any]) -> None:
-        """Turn into another class, not a wrapper of it: what is configured is what runs.
-
-        Raises:
-            ConfigError: the backbone does not take these settings.
-        """
-        log.info("backbone: %s, for %s.", kind.__name__, self.checkpoint)
-        self.__class__ = kind  # type: ignore[assignment]
+    def __new__(cls, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """The backbone of the family, built."""
+        kind, saved = speaker_of(checkpoint, bool(kwargs.get("trust_remote_code")))
+        log.info("backbone: %s, for %s.", kind.__name__, checkpoint)
         try:
-            kind.__init__(self, **settings)
+            made = kind(**{**(saved.family if saved else {}), **(family or {}), **kwargs, "checkpoint": checkpoint})
         except TypeError as cause:
             raise ConfigError(f"backbone.family: {kind.__name__} does not take these settings ({cause}).") from None
+        made.remembers = saved.task if saved else {}
+        return made
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
-        """Never reached: what is built is the backbone of the family."""
+    def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Never runs, since :meth:`__new__` builds another class; it states the arguments."""
+        super().__init__(checkpoint, **kwargs)
+
+    def frame(self, size: Size) -> BoxFrame:
+        """Never runs."""
         raise TypeError("AutoBackbone stands for the backbone of a family; it is none itself")
 
 
@@ -88,20 +82,6 @@ def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[H
                 log.warning("%s: %s of %s ignored: not settings of %s alone.", checkpoint, ", ".join(foreign), loading.ABOUT, kind.__name__)
             return kind, replace(saved, family={name: value for name, value in saved.family.items() if name in own})
     return backbone_of(checkpoint, trust_remote_code), None
-
-
-def saved_prompt(checkpoint: str, saved: SavedSettings) -> CuePrompt:
-    """The words of the task that a folder remembers.
-
-    Raises:
-        CheckpointError: it holds words that the task does not know.
-    """
-    try:
-        return CuePrompt(**saved.prompt)
-    except TypeError as cause:
-        raise CheckpointError(
-            f"{loading.ABOUT} of {checkpoint} holds a prompt that is not ours ({cause}); correct or remove it."
-        ) from cause
 
 
 def backbone_of(checkpoint: str, trust_remote_code: bool = False) -> type[HFBackbone]:

@@ -1,58 +1,23 @@
-"""The backbone contract: what training needs to know about a model."""
+"""The backbone contract: what training, evaluation and the commands ask of a model. A backbone knows nothing of tasks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from locus_lightning.boxes import BoxFrame, clip_box, iou
+from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import ConfigError
-from locus_lightning.tasks.parsing import boxes_in, parse_response, write_response
-from locus_lightning.types import Completion, CueSample, Generation, Prompt, Question
+from locus_lightning.types import Content, Prompt, Size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import Cache
-
-
-@dataclass(frozen=True)
-class CuePrompt:
-    """The words of the task (our wording; the order is the paper's, section 2: full image, cue, instruction, structure).
-
-    ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels". ``text_cue`` takes the place of the cue and the
-    instruction where the cue is in words, which become ``{cue}``. ``rationale`` is what supervised
-    training puts inside the think block.
-    """
-
-    before_image: str = "Image 1: "
-    before_cue: str = "\nImage 2: "
-    instruction: str = (
-        "\nImage 2 was cut out of image 1. Find where it came from and give its bounding box in image 1 as [x1, y1, x2, y2] in {unit}."
-    )
-    text_cue: str = "\nFind this in image 1: {cue}. Give its bounding box in image 1 as [x1, y1, x2, y2] in {unit}."
-    structure: str = " First think inside <think></think>, then give only the box inside <answer></answer>."
-    rationale: str = "I look for the part of image 1 that matches image 2."
-
-    def __post_init__(self) -> None:
-        try:
-            self.instruction.format(unit="pixels")
-            self.text_cue.format(unit="pixels", cue="red circle")
-        except (KeyError, IndexError, ValueError) as cause:
-            raise ConfigError(
-                f"prompt.instruction has a placeholder other than {{unit}}, or text_cue one other than {{unit}} and {{cue}} ({cause}); "
-                "double braces that are meant."
-            ) from None
-
-    def question(self, frame: BoxFrame, cue: str = "") -> str:
-        """The text after the two images; after the one image where the cue is in words."""
-        words = self.text_cue.format(unit=frame.unit, cue=cue) if cue else self.instruction.format(unit=frame.unit)
-        return words + self.structure
 
 
 @dataclass(frozen=True)
@@ -75,13 +40,27 @@ class Convention:
 
 
 class Backbone(nn.Module, ABC):
-    """A vision-language model with its prompt, its frame and its forward passes.
+    """A vision-language model with its frame and its forward passes.
 
-    Constructing one is free: it stores settings. :meth:`check` looks at the checkpoint without loading weights;
-    :meth:`load` loads them.
+    Constructing one is free: it stores settings. :meth:`check` looks at the checkpoint without loading weights; :meth:`load` loads them.
+
+    Attributes:
+        checkpoint: what was loaded, as the user named it.
+        dtype: type of the weights that are not quantised.
+        adapter_rank: rank of the LoRA adapters; 0 where all weights train.
+        quantize: how the language model is quantised, or None.
+        train_vision: whether the vision side trains too.
+        gradient_checkpointing: whether activations are recomputed in the backward pass.
+        remembers: what the checkpoint's folder says of the task that it was trained for (see ``Task.adopt``).
     """
 
-    prompt: CuePrompt
+    checkpoint: str
+    dtype: torch.dtype = torch.float32
+    adapter_rank: int = 0
+    quantize: str | None = None
+    train_vision: bool = False
+    gradient_checkpointing: bool = False
+    remembers: Mapping[str, Any] = {}
     convention: Convention | None = None
     """What `locus backbones` tells about the family."""
     shares_keys: bool = False
@@ -108,35 +87,43 @@ class Backbone(nn.Module, ABC):
         """Load processor and weights, quantise, add adapters. A second call does nothing."""
 
     @abstractmethod
-    def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
-        """Samples, or plain questions, -> prompts on the model's device, vision features included when the tower is frozen."""
+    def encode(self, contents: Sequence[Content]) -> list[Prompt]:
+        """User messages -> prompts on the model's device, vision features included when the tower is frozen."""
 
     @abstractmethod
-    def encode_lessons(self, groups: Sequence[Sequence[CueSample | Question]]) -> tuple[list[Prompt], list[list[Tensor]]]:
-        """For supervised training: plain questions about one image as one group, which is paid for once.
+    def encode_pixels(self, contents: Sequence[Content]) -> list[Prompt]:
+        """As :meth:`encode`, with pixels in place of their features."""
+
+    @abstractmethod
+    def encode_shared(self, groups: Sequence[Sequence[Content]]) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """For supervised training: several messages about one image as one group, whose image is paid for once.
 
         Args:
-            groups: each either one sample, or several questions about the same image.
+            groups: each either one message, or several that begin with the same image and differ in their words.
 
         Returns:
-            A prompt a group, up to where its samples part; and for every sample the ids of what follows before its answer.
+            A prompt a group, up to where its messages part; and for every message the ids of what follows before its answer.
         """
 
     @abstractmethod
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
-        """The coordinate convention of this model for this sample's image."""
+    def frame(self, size: Size) -> BoxFrame:
+        """The coordinate convention of this model for an image of (width, height) pixels."""
 
     @abstractmethod
     def tokenize_answer(self, text: str) -> Tensor:
-        """Token ids (T,) of a right answer, end-of-sequence token included: the target of supervised training."""
+        """Token ids (T,) of a right answer, with what the chat template writes behind it: the target of supervised training."""
 
     @abstractmethod
     def decode(self, ids_T: Tensor) -> str:
         """Text of a completion, special tokens left out."""
 
     @abstractmethod
-    def prompt_length(self, sample: CueSample | Question) -> int:
-        """Tokens of a sample's prompt, images included; nothing is run."""
+    def prompt_length(self, content: Content) -> int:
+        """Tokens of a message's prompt, images included; nothing is run."""
+
+    @abstractmethod
+    def describe_prompt(self, prompt: Prompt) -> str:
+        """A prompt as text, for people: runs of image tokens are counted."""
 
     @abstractmethod
     def row_tokens(self, prompt: int, group: int, completion: int) -> int:
@@ -206,8 +193,66 @@ class Backbone(nn.Module, ABC):
         """Names of parameters (as in ``state_dict``) that a training checkpoint must hold: what training changed."""
 
     @abstractmethod
-    def save_pretrained(self, folder: Path) -> None:
-        """Write what was trained (adapter, or whole model) and the processor as a Hugging Face folder, in safetensors."""
+    def save_pretrained(self, folder: Path, remember: Mapping[str, Any] | None = None) -> None:
+        """Write what was trained (adapter, or whole model) and the processor as a Hugging Face folder, in safetensors.
+
+        Args:
+            folder: where to.
+            remember: what the folder should say of the task (see ``Task.remember``).
+        """
+
+    # ---- facts for reports -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def model_family(self) -> str:
+        """What transformers calls the loaded model's family, such as ``qwen2_5_vl``."""
+
+    def skeleton(self) -> nn.Module | None:
+        """The model on the meta device, not quantised and without adapters, for counting; None where there is no such thing."""
+        return None
+
+    def adapted_layers(self) -> Mapping[str, int]:
+        """How many layers of each name carry an adapter."""
+        return {}
+
+    def quantised_layers(self) -> int:
+        """How many layers hold quantised weights."""
+        return 0
+
+    def image_budget(self) -> Mapping[str, Any]:
+        """The processor's own numbers that bound an image."""
+        return {}
+
+    # ---- where image tokens look -------------------------------------------------------------------------------------
+
+    def attention(self, prompt: Prompt, after: str = "") -> Tensor:
+        """Attention from the position that predicts the next token to the prompt's image tokens.
+
+        Args:
+            prompt: with one image.
+            after: words that the answer is taken to begin with.
+
+        Returns:
+            (L, N): mean over heads, by layer.
+
+        Raises:
+            ConfigError: the backbone does not offer this.
+        """
+        raise ConfigError(f"{type(self).__name__} does not report attention.")
+
+    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
+        """What part of its image each image token stands for: boxes (N, 4), original pixels; empty for tokens that stand for none.
+
+        Args:
+            prompt: with one image, its pixels still there (:meth:`encode_pixels`).
+            size: (width, height) of the image.
+
+        Raises:
+            ConfigError: the family does not say.
+        """
+        raise ConfigError(f"{type(self).__name__} does not say where its image tokens look, so attention cannot be laid over an image.")
+
+    # ---- modes -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
@@ -224,39 +269,12 @@ class Backbone(nn.Module, ABC):
         finally:
             self.train(was_training)
 
-    def read(self, generation: Generation, sample: CueSample) -> Completion:
-        """Text and box of a generation; the box goes from this model's frame to original pixels."""
-        text = self.decode(generation.ids_T)
-        response = parse_response(text)
-        box = None if response.box_text is None else self.frame(sample).to_original(response.box_text)
-        return Completion(text, box, response.well_formed, generation.truncated, generation)
 
-    def turn(self, sample: CueSample | Question) -> tuple[str | Image, ...]:
-        """What the user says: text and images in order; a plain question stands behind its image."""
-        if isinstance(sample, Question):
-            return (sample.image, "\n" + self._with_boxes(sample.text, sample))
-        words = self.prompt
-        if sample.cue.text:
-            return (words.before_image, sample.image, words.question(self.frame(sample), sample.cue.text))
-        return (words.before_image, sample.image, words.before_cue, sample.cue.image, words.question(self.frame(sample)))
+def mark_embedding(parameter: nn.Parameter) -> None:
+    """Note that a parameter belongs to an embedding or the head, which some optimisers treat apart (see :func:`is_embedding`)."""
+    parameter._locus_embedding = True  # type: ignore[attr-defined]
 
-    def _with_boxes(self, text: str, question: Question) -> str:
-        frame = self.frame(question)
-        return text.format(*(frame.to_text(box) for box in question.boxes))
 
-    def right_answer(self, sample: CueSample | Question) -> str:
-        """What a perfect model would write."""
-        if isinstance(sample, Question):
-            return self._with_boxes(sample.answer, sample)
-        return write_response(self.prompt.rationale, self.frame(sample).to_text(sample.box))
-
-    def mark(self, question: Question, text: str) -> float:
-        """Score in [0, 1] of an answer to a plain question: 1 where it is the right words, or ends with the right verdict; where boxes
-        are asked for, the mean over the right boxes of the best IoU among those answered."""
-        if question.verdict:
-            return float(text.split()[-1:] == [question.verdict])
-        if not question.boxes or "{0}" not in question.answer:
-            return float(text.strip() == self.right_answer(question))
-        frame = self.frame(question)
-        answered = [clip_box(frame.to_original(box), question.image.size) for box in boxes_in(text)]
-        return sum(max((iou(box, right) for box in answered), default=0.0) for right in question.boxes) / len(question.boxes)
+def is_embedding(parameter: nn.Parameter) -> bool:
+    """Whether :func:`mark_embedding` noted this parameter."""
+    return getattr(parameter, "_locus_embedding", False)

@@ -1,10 +1,12 @@
-"""From samples to prompts: words through the chat template, images through the processor and the vision side."""
+"""From user messages to prompts: words through the chat template, images through the processor and the vision side."""
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,13 +15,19 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.tasks.parsing import opened_by
+from locus_lightning.types import Content, Prompt
+
+log = logging.getLogger(__name__)
 
 TOWER_PROMPTS = 16
 """Prompts whose images go through the frozen tower at a time."""
 
 _MARK = "\x00"
-"""Stands for the question while the chat template is looked at."""
+"""Stands for words while the chat template is examined."""
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""The tags of the answer's structure, which decoding keeps even where a tokenizer counts them as special tokens."""
 
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor gives for tokens, not for images."""
@@ -36,6 +44,7 @@ class Encoding(Backbone):
     checkpoint: str
     processor: Any
     _vision_moves: bool
+    _turn_end: int | None = None
 
     @property
     @abstractmethod
@@ -47,66 +56,73 @@ class Encoding(Backbone):
     def device(self) -> torch.device:
         """Where the model lives."""
 
+    @property
+    @abstractmethod
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids of image placeholders."""
+
     @abstractmethod
     def _model(self, reference: bool) -> Any:
         """The policy's model, or the reference's."""
 
-    def encode(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
+    def encode(self, contents: Sequence[Content]) -> list[Prompt]:
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
-        return self._with_features(self.prompts(samples))
+        return self._with_features(self.encode_pixels(contents))
 
-    def encode_turns(self, turns: Sequence[Sequence[str | Image.Image]]) -> list[Prompt]:
-        """As :meth:`encode`, of user turns as they are: words and any number of images, in order."""
-        return self._with_features(self._of_turns(turns))
-
-    def prompts(self, samples: Sequence[CueSample | Question]) -> list[Prompt]:
-        """As :meth:`encode`, with pixels in place of their features."""
-        return self._of_turns([self.turn(sample) for sample in samples])
-
-    def _of_turns(self, turns: Sequence[Sequence[str | Image.Image]]) -> list[Prompt]:
-        return self.tensors([self.prompt_text(turn) for turn in turns], [_pictures(turn) for turn in turns])
+    def encode_pixels(self, contents: Sequence[Content]) -> list[Prompt]:
+        """See :meth:`Backbone.encode_pixels`."""
+        prompts = self.tensors([self.prompt_text(content) for content in contents], [_pictures(content) for content in contents])
+        return [replace(prompt, content=tuple(content)) for prompt, content in zip(prompts, contents, strict=True)]
 
     def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
         if self._vision_moves:
             return prompts
         with torch.no_grad():
             parts = [prompts[i : i + TOWER_PROMPTS] for i in range(0, len(prompts), TOWER_PROMPTS)]
-            return [self._seen(p, features) for part in parts for p, features in zip(part, self.vision_features(part), strict=True)]
+            return [self._without_pixels(p, f) for part in parts for p, f in zip(part, self.vision_features(part), strict=True)]
 
     @staticmethod
-    def _seen(prompt: Prompt, features: tuple[Tensor, ...]) -> Prompt:
-        """With features instead of pixels, which nobody looks at again while the vision side stays as it is."""
+    def _without_pixels(prompt: Prompt, features: tuple[Tensor, ...]) -> Prompt:
+        """A prompt with features instead of pixels, which nothing reads again while the vision side is frozen."""
         return replace(prompt, features=features, vision={k: v for k, v in prompt.vision.items() if not k.startswith("pixel")})
 
-    def encode_lessons(self, groups: Sequence[Sequence[CueSample | Question]]) -> tuple[list[Prompt], list[list[Tensor]]]:
-        """See :meth:`Backbone.encode_lessons`."""
+    def encode_shared(self, groups: Sequence[Sequence[Content]]) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """See :meth:`Backbone.encode_shared`."""
         texts, images, rests = [], [], []
         for group in groups:
-            turn = self.turn(group[0])
-            before, after = self.prompt_text(turn), ""
+            first = group[0]
+            before, after = self.prompt_text(first), ""
             said = [""]
             if len(group) > 1:
-                before, after = self.prompt_text((turn[0], _MARK)).split(_MARK)
-                said = ["".join(part for part in self.turn(question) if isinstance(part, str)) + after for question in group]
+                before, after = self.prompt_text((first[0], _MARK)).split(_MARK)
+                said = ["".join(part for part in content if isinstance(part, str)) + after for content in group]
             texts.append(before)
-            images.append(_pictures(turn))
+            images.append(_pictures(first))
             ids = self.processor.tokenizer(said, add_special_tokens=False).input_ids
             rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
         return self._with_features(self.tensors(texts, images)), rests
 
-    def prompt_text(self, turn: Sequence[str | Image.Image]) -> str:
-        """A user turn through the model's own chat template, each image's placeholder where the image stands."""
-        content: list[dict[str, str]] = []
-        for part in turn:
-            mark = self.processor.image_token if self.images_in_text else None
-            text = part if isinstance(part, str) else mark
+    def prompt_text(self, content: Content, answer: str | None = None) -> str:
+        """A user message through the model's own chat template, each image's placeholder where the image stands.
+
+        Args:
+            content: words and images.
+            answer: what the assistant says; None leaves its turn open.
+        """
+        parts: list[dict[str, str]] = []
+        for part in content:
+            placeholder = self.processor.image_token if self.images_in_text else None
+            text = part if isinstance(part, str) else placeholder
             if text is None:
-                content.append({"type": "image"})
-            elif content and content[-1]["type"] == "text":
-                content[-1]["text"] += text
+                parts.append({"type": "image"})
+            elif parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += text
             else:
-                content.append({"type": "text", "text": text})
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+                parts.append({"type": "text", "text": text})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False))
 
     def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Prompt]:
         """Prompts from templated texts and their images, on the model's device."""
@@ -123,7 +139,10 @@ class Encoding(Backbone):
         ]
 
     def _process(self, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt").to(self.device))
+        # A template that writes the begin-of-sequence token itself must not get another from the tokenizer.
+        bos = self.processor.tokenizer.bos_token
+        more = {"add_special_tokens": False} if bos and all(text.startswith(bos) for text in texts) else {}
+        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt", **more).to(self.device))
 
     def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
         ids_P = inputs["input_ids"][0]
@@ -135,7 +154,7 @@ class Encoding(Backbone):
             )
         positions_P = self.positions(ids_P, inputs)
         vision = {key: value for key, value in inputs.items() if key not in _OF_TOKENS}
-        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision)
+        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision, opened=opened_by(text))
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """An image as the processor is given it; families that pad do so here."""
@@ -170,12 +189,51 @@ class Encoding(Backbone):
     def tokenize_answer(self, text: str) -> Tensor:
         """See :meth:`Backbone.tokenize_answer`."""
         ids = self.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return torch.tensor([*ids, self.eos_ids[0]], device=self.device)
+        return torch.tensor([*ids, self.turn_end()], device=self.device)
+
+    def turn_end(self) -> int:
+        """The id that ends an answer: of the ids that end a completion the one that the chat template writes behind an assistant's turn, or
+        the first where it writes none."""
+        if self._turn_end is None:
+            self._turn_end = self._find_turn_end()
+        return self._turn_end
+
+    def _find_turn_end(self) -> int:
+        try:
+            behind = self.prompt_text((_MARK,), answer=_MARK).rsplit(_MARK, 1)[-1]
+        except Exception as cause:  # templates are programs of others: some refuse an assistant's turn
+            log.info("the chat template writes no assistant turn (%s); answers end with the first end-of-sequence id.", cause)
+            return self.eos_ids[0]
+        written = self.processor.tokenizer(behind, add_special_tokens=False).input_ids
+        ends = [i for i in written if i in self.eos_ids]
+        special = [i for i in written if i in self._special_ids()]
+        if special and not ends:
+            log.warning(
+                "%s: the chat template ends a turn with %r, which is not among the ids that end a completion (%s): answers would never stop "
+                "there; add it to generation_config.json's eos_token_id.",
+                self.checkpoint, self.processor.tokenizer.decode(special[:1]), self.processor.tokenizer.decode(list(self.eos_ids)),
+            )  # fmt: skip
+        return ends[0] if ends else self.eos_ids[0]
 
     def decode(self, ids_T: Tensor) -> str:
         """See :meth:`Backbone.decode`."""
-        return self.processor.tokenizer.decode(ids_T, skip_special_tokens=True)
+        tokenizer = self.processor.tokenizer
+        kept = {tokenizer.convert_tokens_to_ids(tag) for tag in _TAGS} & self._special_ids()
+        if not kept:
+            return str(tokenizer.decode(ids_T, skip_special_tokens=True))
+        skipped = self._special_ids() - kept
+        return str(tokenizer.decode([i for i in ids_T.tolist() if i not in skipped], skip_special_tokens=False))
+
+    def _special_ids(self) -> set[int]:
+        tokenizer = self.processor.tokenizer
+        return {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+
+    def describe_prompt(self, prompt: Prompt) -> str:
+        """See :meth:`Backbone.describe_prompt`."""
+        images, decode = set(self.banned_ids), self.processor.tokenizer.decode
+        runs = groupby(prompt.ids_P.tolist(), key=lambda i: i in images)
+        return "".join(f"⟨image: {len(list(ids))} tokens⟩" if image else decode(list(ids)) for image, ids in runs)
 
 
-def _pictures(turn: Sequence[str | Image.Image]) -> list[Image.Image]:
-    return [part for part in turn if not isinstance(part, str)]
+def _pictures(content: Content) -> list[Image.Image]:
+    return [part for part in content if not isinstance(part, str)]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import BoxFrame, raster, whole
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.boxes import BoxFrame, image_box, raster
+from locus_lightning.types import Prompt, Size
 
 
 class Gemma3Backbone(HFBackbone):
@@ -26,9 +26,9 @@ class Gemma3Backbone(HFBackbone):
     joins_features = True
     convention = Convention("0-1000", "none found", False, "fixed size", packs=False)
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""
-        return BoxFrame.thousandths(sample.image.size)
+        return BoxFrame.thousandths(size)
 
     def further_inputs(self, ids_RS: Tensor, images: bool) -> dict[str, Any]:
         """Which tokens are an image's: the mask lets those see one another."""
@@ -37,4 +37,4 @@ class Gemma3Backbone(HFBackbone):
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over the image."""
         count = round(self.hf.config.mm_tokens_per_image**0.5)
-        return raster(count, count, whole(size))
+        return raster(count, count, image_box(size))

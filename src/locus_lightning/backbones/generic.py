@@ -16,7 +16,7 @@ from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError
-from locus_lightning.types import CueSample, Prompt, Question
+from locus_lightning.types import Prompt, Size
 
 Frame = Literal["thousandths", "fractions", "padded_fractions", "original_pixels"]
 
@@ -70,13 +70,8 @@ class GenericBackbone(HFBackbone):
                 f"model's own by {difference:.2g} nats; it needs a backbone plugin of its own."
             )
 
-    def family_settings(self) -> dict[str, Any]:
-        """See :meth:`HFBackbone.family_settings`."""
-        return {"frame": self.stated, "decimals": self.decimals, "images_first": self.images_in_text}
-
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """As stated."""
-        size = sample.image.size
         if self.stated == "thousandths":
             return BoxFrame.thousandths(size)
         if self.stated == "original_pixels":
@@ -111,8 +106,8 @@ class GenericBackbone(HFBackbone):
     def _difference(self) -> float:
         """Of the next token's log-probabilities after a prompt with two images of noise, the model's own pass against ours."""
         pixels = np.random.default_rng(0).integers(0, 255, (2, 96, 64, 3), dtype=np.uint8)
-        turn = ("1: ", Image.fromarray(pixels[0]), " 2: ", Image.fromarray(pixels[1].swapaxes(0, 1).copy()), " Where?")
-        text, images = self.prompt_text(turn), [part for part in turn if not isinstance(part, str)]
+        content = ("1: ", Image.fromarray(pixels[0]), " 2: ", Image.fromarray(pixels[1].swapaxes(0, 1).copy()), " Where?")
+        text, images = self.prompt_text(content), [part for part in content if not isinstance(part, str)]
         inputs = self._process([text], images)
         vision = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         theirs = self.hf(**vision, use_cache=False).logits[0, -1].double().log_softmax(-1)

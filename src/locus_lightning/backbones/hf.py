@@ -10,7 +10,8 @@ import inspect
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from locus_lightning.backbones import loading, toy
-from locus_lightning.backbones.base import CuePrompt
+from locus_lightning.backbones.base import mark_embedding
 from locus_lightning.backbones.encoding import Encoding
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Content, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ class HFBackbone(Encoding):
         train_vision: let gradients reach the vision tower and projector too. Off, their output is computed once a group.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         share_prefix: pay for a prompt once a group; false runs the plain batch.
-        prompt: the words of the task.
         trust_remote_code: run code that comes with the checkpoint. Off unless you trust its authors.
     """
 
@@ -63,7 +63,6 @@ class HFBackbone(Encoding):
         train_vision: bool = False,
         gradient_checkpointing: bool = False,
         share_prefix: bool = True,
-        prompt: CuePrompt | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -73,7 +72,7 @@ class HFBackbone(Encoding):
             raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
         self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
         self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
-        self.prompt, self.trust_remote_code = prompt or CuePrompt(), trust_remote_code
+        self.trust_remote_code, self.adapter_rank = trust_remote_code, lora.rank if lora else 0
         self.model: Any = None
         self.processor: Any = None
         self.reference: nn.Module | None = None
@@ -81,6 +80,14 @@ class HFBackbone(Encoding):
         self._banned_ids: Tensor | None = None
         self._vision_moves = train_vision
         self._changed: set[str] = set()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Record the constructor's arguments, so that a saved folder can remember them whatever a subclass makes of them."""
+        made = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
+        bound.apply_defaults()
+        object.__setattr__(made, "_arguments", dict(bound.arguments))
+        return made
 
     # ---- loading -------------------------------------------------------------------------------------------------
 
@@ -114,7 +121,7 @@ class HFBackbone(Encoding):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # rollout, reference and update must be the same function
             if isinstance(module, nn.Embedding) or module is self.hf.get_output_embeddings():
-                module.weight.is_embedding = True  # type: ignore[union-attr] # some optimisers treat them apart
+                mark_embedding(module.weight)  # type: ignore[arg-type]
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.set_trainable()
@@ -170,12 +177,14 @@ class HFBackbone(Encoding):
         """See :meth:`Backbone.saved_parameters`."""
         return self._changed
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, remember: Mapping[str, Any] | None = None) -> None:
         """See :meth:`Backbone.save_pretrained`."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         about = {"backbone": f"{type(self).__module__}.{type(self).__qualname__}", "family": self.family_settings()}
-        (Path(folder) / loading.ABOUT).write_text(json.dumps({**about, "prompt": vars(self.prompt)}, indent=2) + "\n")
+        (Path(folder) / loading.ABOUT).write_text(
+            json.dumps({**about, **(self.remembers if remember is None else remember)}, indent=2) + "\n"
+        )
 
     @classmethod
     def family_parameters(cls) -> list[str]:
@@ -186,7 +195,8 @@ class HFBackbone(Encoding):
 
     def family_settings(self) -> dict[str, Any]:
         """Settings that only this family has, such as its frame: what a saved folder has to remember."""
-        return {name: getattr(self, name) for name in self.family_parameters()}
+        arguments: dict[str, Any] = self._arguments  # type: ignore[assignment]
+        return {name: arguments[name] for name in self.family_parameters()}
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""
@@ -207,23 +217,47 @@ class HFBackbone(Encoding):
         with super().sampling(), loading.merged_adapters(self.model) if merge else nullcontext():
             yield
 
-    # ---- where image tokens look -------------------------------------------------------------------------------
+    # ---- facts and attention ---------------------------------------------------------------------------------------
 
-    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
-        """What part of its image each image token stands for: boxes (N, 4), original pixels; empty for tokens that stand for none.
+    def model_family(self) -> str:
+        """See :meth:`Backbone.model_family`."""
+        return str(self.hf.config.model_type)
 
-        Args:
-            prompt: with one image, its pixels still there (:meth:`prompts`).
-            size: (width, height) of the image.
+    def skeleton(self) -> nn.Module | None:
+        """See :meth:`Backbone.skeleton`."""
+        made: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
+        return made
 
-        Raises:
-            ConfigError: the family does not say.
-        """
-        raise ConfigError(f"{type(self).__name__} does not say where its image tokens look, so attention cannot be laid over an image.")
+    def adapted_layers(self) -> Mapping[str, int]:
+        """See :meth:`Backbone.adapted_layers`."""
+        return Counter(name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if hasattr(module, "lora_A"))
+
+    def quantised_layers(self) -> int:
+        """See :meth:`Backbone.quantised_layers`."""
+        return len(loading.quantised_linears(self.hf))
+
+    def image_budget(self) -> Mapping[str, Any]:
+        """See :meth:`Backbone.image_budget`."""
+        names = ("size", "crop_size", "image_grid_pinpoints", "max_patches", "max_image_size")
+        images = self.processor.image_processor
+        return {name: value for name in names if (value := getattr(images, name, None)) is not None}
 
     def image_tokens(self, prompt: Prompt) -> Tensor:
         """Positions (N,) of a prompt's image tokens."""
         return torch.isin(prompt.ids_P, self._banned(prompt.ids_P.device)).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def attention(self, prompt: Prompt, after: str = "") -> Tensor:
+        """See :meth:`Backbone.attention`."""
+        layers = self.attention_layers()
+        with attention.watch(layers) as watched:
+            self.last_hidden(prompt, after)
+        return torch.stack([watched.found[i][0, self.image_tokens(prompt)] for i in range(len(layers))]).cpu()
+
+    def attention_layers(self) -> list[nn.Module]:
+        """The language model's attention layers, first to last."""
+        modules = loading.language_model(self.hf).modules()
+        return sorted((m for m in modules if hasattr(m, "layer_idx") and hasattr(m, "q_proj")), key=lambda m: m.layer_idx)
 
     # ---- forward passes ------------------------------------------------------------------------------------------
 
@@ -276,9 +310,9 @@ class HFBackbone(Encoding):
         logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
         return logits.index_fill(-1, self._banned(logits.device), float("-inf"))
 
-    def prompt_length(self, sample: CueSample | Question) -> int:
+    def prompt_length(self, content: Content) -> int:
         """See :meth:`Backbone.prompt_length`."""
-        (prompt,) = self.prompts([sample])
+        (prompt,) = self.encode_pixels([content])
         return len(prompt.ids_P)
 
     def row_tokens(self, prompt: int, group: int, completion: int) -> int:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import BoxFrame, raster, whole
+from locus_lightning.boxes import BoxFrame, image_box, raster
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Prompt, Size
 
 
 class InternVLBackbone(HFBackbone):
@@ -40,9 +40,9 @@ class InternVLBackbone(HFBackbone):
         if self.max_tiles is not None:
             self.processor.image_processor.max_patches = self.max_tiles
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""
-        return BoxFrame.thousandths(sample.image.size)
+        return BoxFrame.thousandths(size)
 
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over every tile, then one over the whole image where it was cut up."""
@@ -53,5 +53,5 @@ class InternVLBackbone(HFBackbone):
             (size[1], size[0]), (images.size["height"], images.size["width"]), images.min_patches, images.max_patches
         )
         count = round(self.processor.image_seq_length**0.5)
-        tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, whole(size)).tolist())]
-        return torch.cat([*tiles, raster(count, count, whole(size))] if rows * columns > 1 else tiles)
+        tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, image_box(size)).tolist())]
+        return torch.cat([*tiles, raster(count, count, image_box(size))] if rows * columns > 1 else tiles)

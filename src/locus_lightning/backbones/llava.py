@@ -10,7 +10,7 @@ from torch import Tensor
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame, raster
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Prompt, Size
 
 
 class LlavaBackbone(HFBackbone):
@@ -42,11 +42,11 @@ class LlavaBackbone(HFBackbone):
     def _side(self) -> int:
         return int(self.hf.config.vision_config.image_size)
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Fractions, or pixels, of the square-padded image."""
         if self.coordinates == "pixels":
-            return BoxFrame.square_padded(sample.image.size, self._side())
-        return BoxFrame.padded_fractions(sample.image.size, self.decimals)
+            return BoxFrame.square_padded(size, self._side())
+        return BoxFrame.padded_fractions(size, self.decimals)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Centre on a square of the longer side, filled with the processor's mean colour."""

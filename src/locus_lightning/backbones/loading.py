@@ -59,12 +59,12 @@ class SavedSettings:
     Args:
         backbone: dotted class path of the backbone.
         family: settings of that class alone, such as its frame.
-        prompt: the words of the task.
+        task: what the task wants to be remembered, such as its words.
     """
 
     backbone: str
     family: dict[str, Any]
-    prompt: dict[str, str]
+    task: dict[str, Any]
 
 
 def saved_settings(checkpoint: str) -> SavedSettings | None:
@@ -78,16 +78,14 @@ def saved_settings(checkpoint: str) -> SavedSettings | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        backbone, family, prompt = content["backbone"], content.get("family", {}), content.get("prompt", {})
-        if not isinstance(backbone, str) or not isinstance(family, dict) or not isinstance(prompt, dict):
-            raise ValueError("backbone must be a string, family and prompt must be mappings")
-        if not all(isinstance(text, str) for text in prompt.values()):
-            raise ValueError("every entry of prompt must be a string")
+        backbone, family = content["backbone"], content.get("family", {})
+        if not isinstance(backbone, str) or not isinstance(family, dict):
+            raise ValueError("backbone must be a string, and family a mapping")
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(
             f"{path} is not the record of a saved backbone ({type(cause).__name__}: {cause}); remove it, and state the frame in the configuration."
         ) from cause
-    return SavedSettings(backbone, family, prompt)
+    return SavedSettings(backbone, family, {key: value for key, value in content.items() if key not in ("backbone", "family")})
 
 
 def announce_remote_code(checkpoint: str) -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.auto import AutoBackbone, saved_prompt, speaker_of
+from locus_lightning.backbones.auto import AutoBackbone, speaker_of
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.errors import CheckpointError, ConfigError
@@ -53,7 +53,11 @@ class Run:
         parser.add_argument("--backbone", type=Backbone)
         made = parser.instantiate_classes(parser.parse_object({"backbone": stated})).backbone
         if not isinstance(made, HFBackbone):
-            raise ConfigError(f"locus export knows Hugging Face backbones; {type(made).__name__} is none.")
+            raise ConfigError(f"a run's model is opened by Hugging Face backbones; {type(made).__name__} is none.")
+        task = self.config["model"]["init_args"].get("task") or {}
+        words = (task.get("init_args") or {}).get("prompt") if isinstance(task, dict) else None
+        if words:
+            made.remembers = {**made.remembers, "prompt": words}
         return made
 
 
@@ -116,8 +120,9 @@ def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         kind: Any
         kind, saved = speaker_of(str(path)) if loading.saved_settings(str(path)) else (AutoBackbone, None)
-        family, prompt = (saved.family, saved_prompt(str(path), saved)) if saved else ({}, None)
-        backbone = kind(base, **family, dtype=dtype, prompt=prompt, trust_remote_code=trust_remote_code)
+        backbone = kind(base, **(saved.family if saved else {}), dtype=dtype, trust_remote_code=trust_remote_code)
+        if saved:
+            backbone.remembers = saved.task
         backbone.check()
         backbone.load()
         backbone.model = PeftModel.from_pretrained(backbone.model, str(path)).merge_and_unload()

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import raster, whole
+from locus_lightning.boxes import image_box, raster
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Prompt, Size
 
 
 class QwenVLBackbone(HFBackbone):
@@ -46,21 +46,24 @@ class QwenVLBackbone(HFBackbone):
         Raises:
             DataError: it is over 200 times as long as wide.
         """
-        if max(image.size) > 200 * min(image.size):
-            raise DataError(
-                f"an image of {image.width}x{image.height} px is over 200 times as long as wide, which {self.checkpoint} does not take; leave it out."
-            )
+        self._check_aspect(image.size)
         return image
 
-    def resized(self, sample: CueSample | Question) -> Size:
+    def _check_aspect(self, size: Size) -> None:
+        if max(size) > 200 * min(size):
+            raise DataError(
+                f"an image of {size[0]}x{size[1]} px is over 200 times as long as wide, which {self.checkpoint} does not take; leave it out."
+            )
+
+    def resized(self, size: Size) -> Size:
         """(width, height) that the processor gives the image: multiples of the patch side times the merge size."""
-        self.prepare_image(sample.image)
+        self._check_aspect(size)
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         images = self.processor.image_processor
         factor = images.patch_size * images.merge_size
         bounds = (images.size["shortest_edge"], images.size["longest_edge"])
-        height, width = smart_resize(sample.image.height, sample.image.width, factor, *bounds)
+        height, width = smart_resize(size[1], size[0], factor, *bounds)
         return width, height
 
     def positions(self, ids_P: Tensor, inputs: Any) -> Tensor:
@@ -77,4 +80,4 @@ class QwenVLBackbone(HFBackbone):
         """A grid over the image; a token is a square of merged patches."""
         _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
         merge = self.processor.image_processor.merge_size
-        return raster(rows // merge, columns // merge, whole(size))
+        return raster(rows // merge, columns // merge, image_box(size))

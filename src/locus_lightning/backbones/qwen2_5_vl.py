@@ -7,7 +7,7 @@ from typing import Any
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.types import Size
 
 
 class Qwen2_5_VLBackbone(QwenVLBackbone):
@@ -35,6 +35,6 @@ class Qwen2_5_VLBackbone(QwenVLBackbone):
         super().__init__(checkpoint, min_pixels, max_pixels, **kwargs)
         self.original_pixels = original_pixels
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Pixels of the image as the model's own processor resizes it."""
-        return BoxFrame.stretched(sample.image.size, sample.image.size if self.original_pixels else self.resized(sample))
+        return BoxFrame.stretched(size, size if self.original_pixels else self.resized(size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.types import Size
 
 
 class Qwen2VLBackbone(QwenVLBackbone):
@@ -18,6 +18,6 @@ class Qwen2VLBackbone(QwenVLBackbone):
     model_types = ("qwen2_vl",)
     convention = Convention("0-1000", "<|box_start|>(x1,y1),(x2,y2)<|box_end|>", True, "max_pixels")
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""
-        return BoxFrame.thousandths(sample.image.size)
+        return BoxFrame.thousandths(size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.types import CueSample, Question
+from locus_lightning.types import Size
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
@@ -28,9 +28,9 @@ class Qwen3VLBackbone(QwenVLBackbone):
     model_types = ("qwen3_vl",)
     convention = Convention("0-1000", '{"bbox_2d": [x1, y1, x2, y2]}', True, "max_pixels")
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""
-        return BoxFrame.thousandths(sample.image.size)
+        return BoxFrame.thousandths(size)
 
     def split_images(self, outputs: Any) -> list[Tensor]:
         """See :meth:`HFBackbone.split_images`; features of the further layers beside the last one's."""

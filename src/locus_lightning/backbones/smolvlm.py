@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import BoxFrame, raster, whole
+from locus_lightning.boxes import BoxFrame, image_box, raster
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Prompt, Size
 
 
 class SmolVLMBackbone(HFBackbone):
@@ -47,9 +47,9 @@ class SmolVLMBackbone(HFBackbone):
                 raise ConfigError(f"backbone.longest_edge is {self.longest_edge}; tiles of this checkpoint are {tile} px: give a multiple.")
             images.size = {"longest_edge": self.longest_edge}
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""
-        return BoxFrame.thousandths(sample.image.size)
+        return BoxFrame.thousandths(size)
 
     def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Prompts have different numbers of tiles: pad with empty ones, which the model leaves out."""
@@ -67,5 +67,5 @@ class SmolVLMBackbone(HFBackbone):
         marks = [(int(row), int(column)) for row, column in re.findall(r"<row_(\d+)_col_(\d+)>", text)]
         count = round(self.processor.image_seq_len**0.5)
         rows, columns = (max(k) for k in zip(*marks, strict=True)) if marks else (0, 0)
-        boxes = raster(rows, columns, whole(size)).tolist() if marks else []
-        return torch.cat([*(raster(count, count, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes), raster(count, count, whole(size))])
+        boxes = raster(rows, columns, image_box(size)).tolist() if marks else []
+        return torch.cat([*(raster(count, count, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes), raster(count, count, image_box(size))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import BoxFrame, raster, whole
+from locus_lightning.boxes import BoxFrame, image_box, raster
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample, Prompt, Question, Size
+from locus_lightning.types import Prompt, Size
 
 
 class TiledLlavaBackbone(HFBackbone):
@@ -51,16 +51,16 @@ class TiledLlavaBackbone(HFBackbone):
         self.processor.image_processor.image_grid_pinpoints = grids
         self.hf.config.image_grid_pinpoints = grids
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, remember: Mapping[str, Any] | None = None) -> None:
         """See :meth:`Backbone.save_pretrained`; with the checkpoint's own grids, which fit the base model that an adapter is put on."""
         used = self.hf.config.image_grid_pinpoints
         self._set_grids(self._all_grids)
-        super().save_pretrained(folder)
+        super().save_pretrained(folder, remember)
         self._set_grids(used)
 
-    def frame(self, sample: CueSample | Question) -> BoxFrame:
+    def frame(self, size: Size) -> BoxFrame:
         """Fractions of the image."""
-        return BoxFrame.fractions(sample.image.size, self.decimals)
+        return BoxFrame.fractions(size, self.decimals)
 
     def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Images have different numbers of tiles: pad with empty ones, which the model cuts off again."""
@@ -77,8 +77,8 @@ class TiledLlavaBackbone(HFBackbone):
         rows, columns = self._tile_grid(size, base)
         if rows * (columns + 1) != rest:
             raise ConfigError(f"{type(self).__name__}: {rest} tile tokens of an image of {size} are no grid of {rows} x {columns}.")
-        tiles = raster(rows, columns, whole(size)).view(rows, columns, 4)
-        return torch.cat([raster(base, base, whole(size)), torch.cat([tiles, tiles.new_zeros(rows, 1, 4)], dim=1).flatten(0, 1)])
+        tiles = raster(rows, columns, image_box(size)).view(rows, columns, 4)
+        return torch.cat([raster(base, base, image_box(size)), torch.cat([tiles, tiles.new_zeros(rows, 1, 4)], dim=1).flatten(0, 1)])
 
     def _tile_grid(self, size: Size, base: int) -> tuple[int, int]:
         """(rows, columns) of the tiles' tokens, padding cut off, as the processor counts them."""

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import lightning as L
 
-from locus_lightning.analysis.attention_maps import look
-from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.analysis.attention_maps import attention_map
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError
 from locus_lightning.evaluation.base import Item, extract_letter
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
-from locus_lightning.rollout.base import Sampling
-from locus_lightning.training.base import CueModule
+from locus_lightning.rollout.base import ask
+from locus_lightning.training.base import TaskModule
 
 
 class DownstreamAccuracy(L.Callback):
@@ -57,7 +56,7 @@ class DownstreamAccuracy(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer and log; of several processes each takes its share."""
-        if not isinstance(pl_module, CueModule):
+        if not isinstance(pl_module, TaskModule):
             return
         figures = accuracy(pl_module, self.items, self.max_new_tokens, self.batch_size)
         if self.attention:
@@ -73,26 +72,27 @@ class DownstreamAccuracy(L.Callback):
             pl_module.log_dict(figures, rank_zero_only=True)
 
 
-def accuracy(module: CueModule, items: list[Item], max_new_tokens: int, batch_size: int) -> dict[str, float]:
+def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_size: int) -> dict[str, float]:
     """Share of right answers, greedy, by kind; under the empty name over all questions."""
     right: defaultdict[str, list[float]] = defaultdict(list)
     for start in range(0, len(items), batch_size):
         some = items[start : start + batch_size]
-        made = module.generate([item.question() for item in some], Sampling(max_new_tokens, temperature=0.0))
-        for item, generation in zip(some, made, strict=True):
-            score = float(extract_letter(module.backbone.decode(generation.ids_T), item.options) == item.label)
+        made = ask(module.rollout, module.backbone, [item.question() for item in some], max_new_tokens)
+        for item, (prompt, generation) in zip(some, made, strict=True):
+            text = prompt.opened + module.backbone.decode(generation.ids_T)
+            score = float(extract_letter(text, item.options) == item.label)
             right[item.kind].append(score)
             right[""].append(score)
     return {kind: sum(scores) / len(scores) for kind, scores in right.items()}
 
 
-def attention_in_box(module: CueModule, items: list[Item], number: int) -> float:
+def attention_in_box(module: TaskModule, items: list[Item], number: int) -> float:
     """Mean Attention-in-Box of the layer-averaged map over the first ``number`` items with boxes.
 
     Raises:
         ConfigError: none has boxes, or the backbone does not say where its image tokens look.
     """
     some = [item for item in items if item.boxes][:number]
-    if not some or not isinstance(module.backbone, HFBackbone):
-        raise ConfigError("DownstreamAccuracy.attention needs a suite with boxes and a Hugging Face backbone; set it to 0.")
-    return sum(look(module.backbone, item.question()).in_box(item.boxes)[0] for item in some) / len(some)
+    if not some:
+        raise ConfigError("DownstreamAccuracy.attention needs a suite with boxes; set it to 0.")
+    return sum(attention_map(module.backbone, item.question()).in_box(item.boxes)[0] for item in some) / len(some)

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from locus_lightning.rollout.base import Sampling
-from locus_lightning.tasks.metrics import BINS
+from locus_lightning.rollout.base import SamplingParams
+from locus_lightning.tasks.base import Task
 from locus_lightning.training.grpo import LocusModule
 
 _LIBRARIES = ("locus-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -74,14 +74,16 @@ class Summary(L.Callback):
         folder: Path | None,
         before: dict[str, float],
         after: dict[str, float],
-        sampling: Sampling,
+        task: Task,
+        sampling: SamplingParams,
         seed: Any,
         data: dict[str, object],
     ) -> dict[str, Any]:
         """Write ``summary.json``, print the table, and return what was written."""
         summary = {
-            "iou_before": before.get("val/iou"),
-            "iou_after": after.get("val/iou"),
+            "task": type(task).__name__,
+            f"{task.headline}_before": before.get(f"val/{task.headline}"),
+            f"{task.headline}_after": after.get(f"val/{task.headline}"),
             "floor": after.get("val/floor"),
             "steps": self.steps,
             "seed": seed,
@@ -96,38 +98,38 @@ class Summary(L.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         console = Console()
-        console.print(figures_table(before, after, sampling))
+        console.print(figures_table(task, before, after, sampling))
         phases = ", ".join(f"{phase} {value:.0f} s" for phase, value in self.seconds.items())
         console.print(f"{self.steps} optimiser steps; {phases}.")
         return summary
 
 
-def figures_table(before: dict[str, float], after: dict[str, float], sampling: Sampling) -> Table:
-    """Held-out figures, all cues and by size bin; ``before`` may be empty."""
+def figures_table(task: Task, before: dict[str, float], after: dict[str, float], sampling: SamplingParams) -> Table:
+    """Held-out figures, all samples and by the task's groups; ``before`` may be empty."""
     how = "greedy answers" if sampling.temperature == 0 else f"answers at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-    table = Table(title=f"Held-out cues, {how}")
-    columns = ("iou", "acc0.5", "acc0.75")
-    table.add_column("cues")
+    table = Table(title=f"Held-out samples of {type(task).__name__}, {how}")
+    table.add_column("samples")
     table.add_column("number", justify="right")
-    for name in ("mean IoU", "ACC@0.5", "ACC@0.75"):
-        table.add_column(name, justify="right")
-    for suffix in ("", *(f"_{name}" for name in BINS)):
-        if f"val/iou{suffix}" not in after:
+    for title in task.columns.values():
+        table.add_column(title, justify="right")
+    for suffix in ("", *(f"_{name}" for name in task.groups)):
+        if f"val/{task.headline}{suffix}" not in after:
             continue
-        cells = [_change(before.get(f"val/{column}{suffix}"), after[f"val/{column}{suffix}"]) for column in columns]
-        table.add_row(suffix.removeprefix("_") or "all", f"{after[f'val/cues{suffix}']:.0f}", *cells)
-    table.add_row("best trivial box", "", f"{after['val/floor']:.3f}", "", "", style="dim")
-    parsed = _change(before.get("val/parse_rate"), after["val/parse_rate"])
-    table.caption = f"answers with one valid box: {parsed}"
+        cells = [_change(before.get(f"val/{name}{suffix}"), after.get(f"val/{name}{suffix}")) for name in task.columns]
+        table.add_row(suffix.removeprefix("_") or "all", f"{after[f'val/samples{suffix}']:.0f}", *cells)
+    blank = [""] * (len(task.columns) - 1)
+    table.add_row("best answer without looking", "", f"{after.get('val/floor', 0.0):.3f}", *blank, style="dim")
+    if "val/parse_rate" in after:
+        table.caption = f"answers that could be parsed: {_change(before.get('val/parse_rate'), after['val/parse_rate'])}"
     return table
 
 
-def log_hyperparameters(trainer: L.Trainer, config: dict[str, Any], after: dict[str, float]) -> None:
+def log_hyperparameters(trainer: L.Trainer, task: Task, config: dict[str, Any], after: dict[str, float]) -> None:
     """Hyper-parameters beside final figures, for TensorBoard's HPARAMS tab."""
     flat = dict(_flatten("", config))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            kept = ("val/iou", "val/acc0.5", "val/acc0.75", "val/parse_rate")
+            kept = (*(f"val/{name}" for name in task.columns), "val/parse_rate")
             logger.log_hyperparams(flat, {f"final/{name.removeprefix('val/')}": after[name] for name in kept if name in after})
             logger.finalize("success")
 
@@ -138,7 +140,9 @@ def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
     return [(prefix, value if isinstance(value, int | float | str | bool) else str(value))]
 
 
-def _change(before: float | None, after: float) -> str:
+def _change(before: float | None, after: float | None) -> str:
+    if after is None:
+        return ""
     return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
 
 

@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from locus_lightning.analysis.attention_maps import Looking, look
+from locus_lightning.analysis.attention_maps import AttentionMap, attention_map
 from locus_lightning.analysis.figures import by_layer, context_bars, grounding_plots, heatmaps
 from locus_lightning.analysis.interventions import Asked, Grounded, by_iou, context, grounding
-from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.open import open_model
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import FIND, Item, extract_letter, find
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
-from locus_lightning.evaluation.runner import gained
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.evaluation.runner import paired_bootstrap
+from locus_lightning.rollout.base import RolloutEngine, ask
 from locus_lightning.rollout.hf import HFRollout
 
 _WHAT = {
@@ -90,18 +90,19 @@ def analyze_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _study(options: argparse.Namespace, backbone: HFBackbone, items: Sequence[Item], name: str) -> Any:
+def _study(options: argparse.Namespace, backbone: Backbone, items: Sequence[Item], name: str) -> Any:
+    engine = HFRollout()
     if options.what == "context":
-        return context(backbone, asked_of(backbone, items))
+        return context(backbone, engine, asked_of(backbone, items))
     if options.what == "grounding":
-        return grounding(backbone, asked_of(backbone, items, options.ask))
+        return grounding(backbone, engine, asked_of(backbone, items, options.ask))
     return [
-        look(backbone, item.question(), words_before(backbone, item) if options.at == "answer" else "")
+        attention_map(backbone, item.question(), words_before(backbone, engine, item) if options.at == "answer" else "")
         for item in track(items, description=name)
     ]
 
 
-def asked_of(backbone: HFBackbone, items: Sequence[Item], words: str = FIND) -> list[Asked]:
+def asked_of(backbone: Backbone, items: Sequence[Item], words: str = FIND) -> list[Asked]:
     """Items as they are asked, and a question for the box of every target that has a name."""
     found = []
     for item in items:
@@ -167,7 +168,7 @@ def tell_gain(what: str, found: dict[str, list[float]]) -> dict[str, Any]:
     if len(found) != 2:
         return {}
     before, after = found.values()
-    gain, low, high = gained([b - a for a, b in zip(before, after, strict=True)])
+    gain, low, high = paired_bootstrap([b - a for a, b in zip(before, after, strict=True)])
     print(f"{what}, second model less first, paired by question: {gain:+.3f} (95 % {low:+.3f} to {high:+.3f})")
     return {"gain": {"of": what, "mean": gain, "low": low, "high": high}}
 
@@ -193,15 +194,14 @@ def questions(suite: str, number: int, scratch: Path) -> list[Item]:
     return items
 
 
-def words_before(backbone: HFBackbone, item: Item) -> str:
+def words_before(backbone: Backbone, engine: RolloutEngine, item: Item) -> str:
     """What the model itself writes up to its answer: all before the end of ``<answer>``, or nothing where it writes none."""
-    (prompt,) = backbone.encode([item.question()])
-    ((made,),) = HFRollout().generate(backbone, [prompt], 1, Sampling(1024, temperature=0.0))
-    text = backbone.decode(made.ids_T)
+    ((_, generation),) = ask(engine, backbone, [item.question()], 1024)
+    text = backbone.decode(generation.ids_T)
     return text[: text.index("<answer>") + len("<answer>")] if "<answer>" in text else ""
 
 
-def write(folder: Path, items: Sequence[Item], found: dict[str, list[Looking]], at: str, pictures: int) -> None:
+def write(folder: Path, items: Sequence[Item], found: dict[str, list[AttentionMap]], at: str, pictures: int) -> None:
     """JSON, figures and a table."""
     kinds = sorted({item.kind for item in items})
     report: dict[str, Any] = {"at": at, "questions": len(items), "models": {}}

@@ -19,6 +19,7 @@ from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.open import Run, take
 from locus_lightning.data.synthetic.drawing import Look, paint
 from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -58,13 +59,14 @@ def export_command(arguments: Sequence[str]) -> int:
         print(f"adapter and processor: {options.folder}")
         return 0
     question = picture()
-    (prompt,) = backbone.encode([question])
+    content = QuestionAnswering().messages(question, backbone.frame(question.image.size))
+    (prompt,) = backbone.encode([content])
     live = next_token(backbone, prompt)
     if backbone.lora:
         backbone.model, backbone.lora = backbone.model.merge_and_unload(), None
     backbone.save_pretrained(options.folder)
     write_card(run, backbone, options.folder, options.dtype, "merged")
-    text = backbone.prompt_text(backbone.turn(question))
+    text = backbone.prompt_text(content)
     image, worst = backbone.prepare_image(question.image), _AGREE[backbone.dtype]
     del backbone
     gap, answer = reload(options.folder, live, text, image)

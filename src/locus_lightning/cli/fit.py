@@ -29,12 +29,12 @@ from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress
-from locus_lightning.callbacks.run_report import Opening
+from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
-from locus_lightning.cli.names import import_named_plugins
+from locus_lightning.cli.names import prepare
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError, LocusError
-from locus_lightning.training.base import CueModule
+from locus_lightning.training.base import TaskModule
 from locus_lightning.training.cold_start import ColdStart, cold_start
 from locus_lightning.training.grpo import LocusModule
 
@@ -116,12 +116,12 @@ class LocusCLI(LightningCLI):
         folder = Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
         after = self._validate()
         if folder is not None and self.trainer.is_global_zero:
-            self.model.backbone.save_pretrained(folder / "model")
+            self.model.backbone.save_pretrained(folder / "model", self.model.task.remember())
         if self.trainer.is_global_zero and after:
             data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
             seed = self.config["fit"]["seed_everything"]
-            self.summary.finish(folder, self.model.before, after, self.model.validation, seed, data)
-            log_hyperparameters(self.trainer, self.config["fit"].as_dict(), after)
+            self.summary.finish(folder, self.model.before, after, self.model.task, self.model.validation, seed, data)
+            log_hyperparameters(self.trainer, self.model.task, self.config["fit"].as_dict(), after)
             if folder is not None:
                 print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
 
@@ -146,9 +146,9 @@ class LocusCLI(LightningCLI):
         from rich.console import Console
 
         figures = {f"val/{k.removeprefix('val/')}": float(v) for k, v in self.trainer.callback_metrics.items()}
-        if not self.trainer.is_global_zero or "val/iou" not in figures:
+        if not self.trainer.is_global_zero or f"val/{self.model.task.headline}" not in figures:
             return
-        Console().print(figures_table({}, figures, self.model.validation))
+        Console().print(figures_table(self.model.task, {}, figures, self.model.validation))
         if self.trainer.loggers and self.trainer.log_dir:
             path = Path(self.trainer.log_dir) / "figures.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,19 +170,20 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         LocusError: a mistake of the user, as one sentence.
     """
     _quiet()
-    import_named_plugins(arguments)
     sys.argv = [sys.argv[0], *arguments]  # what a strategy that starts processes runs again
+    written_out = prepare(arguments)
     try:
         kind(
-            CueModule,
+            TaskModule,
             CueDataModule,
             save_config_callback=SaveConfig if save_config else None,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
+            args=written_out,
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={
-                "callbacks": [Summary(), PredictionFile(), Opening()],
+                "callbacks": [Summary(), PredictionFile(), RunReport()],
                 "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
                 "num_sanity_val_steps": -1,
                 "check_val_every_n_epoch": None,
@@ -201,7 +202,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         raise
 
 
-def check_before_loading(trainer: L.Trainer, model: CueModule, data: CueDataModule, stage: str) -> None:
+def check_before_loading(trainer: L.Trainer, model: TaskModule, data: CueDataModule, stage: str) -> None:
     """Refuse, in one sentence and before weights are loaded, what cannot work."""
     model.trainer, data.trainer = trainer, trainer
     trainer.datamodule = data  # type: ignore[attr-defined]

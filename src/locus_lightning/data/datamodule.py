@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
-from locus_lightning.data.source import CueBatch, CueDataset, CueSource, Position, Split
+from locus_lightning.data.source import SPLITS, CueBatch, CueDataset, CueKey, CueSource, Position, Split
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import CueSample
+from locus_lightning.tasks.base import Task
+from locus_lightning.types import Question
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ class CueDataModule(L.LightningDataModule):
 
     Args:
         source: where samples come from.
-        batch_size: prompts a rollout batch, on each process.
+        batch_size: prompts of a rollout batch on each process; null: as many as one optimiser step takes.
         val_batch_size: prompts decoded together in validation.
         num_workers: loader processes; the samples are the same for any number.
         seed: of the order and of everything random in the samples.
@@ -32,14 +35,14 @@ class CueDataModule(L.LightningDataModule):
     def __init__(
         self,
         source: CueSource,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         val_batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
         val_source: CueSource | None = None,
     ) -> None:
         super().__init__()
-        if min(batch_size, val_batch_size) < 1 or num_workers < 0:
+        if min(1 if batch_size is None else batch_size, val_batch_size) < 1 or num_workers < 0:
             raise ConfigError(
                 f"data.batch_size is {batch_size}, val_batch_size {val_batch_size} (at least 1), num_workers {num_workers} (at least 0)."
             )
@@ -58,22 +61,37 @@ class CueDataModule(L.LightningDataModule):
         for split in splits:
             if split not in self.datasets:
                 self.datasets[split] = (self.source if split == "train" else self.val_source).dataset(split, self.seed)
-        if stage == "fit" and len(self.datasets["train"]) < self.batch_size * self._world():
+        if stage == "fit" and self.batch_size is not None:
+            self._enough_for(self.batch_size)
+
+    def _enough_for(self, batch_size: int) -> int:
+        """The batch size, once it is known that the data holds one batch."""
+        if len(self.datasets["train"]) < batch_size * self._world():
             raise ConfigError(
-                f"data.batch_size is {self.batch_size} on {self._world()} process(es) but there are only "
-                f"{len(self.datasets['train'])} training samples; lower data.batch_size."
+                f"data.batch_size is {batch_size} on {self._world()} process(es) but there are only {len(self.datasets['train'])} training "
+                "samples; lower data.batch_size."
             )
+        return batch_size
 
     def train_dataloader(self) -> PacedLoader:
         """Prompts, paced to the micro-steps that the module takes for a rollout batch."""
         module = self.trainer.lightning_module if self.trainer else None
-        steps = int(module.micro_steps(self.batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
-        sampler = ResumableSampler(len(self.datasets["train"]), self.batch_size, self.seed, self._rank(), self._world())
+        batch_size = self._enough_for(32 if self.batch_size is None else self.batch_size)
+        steps = int(module.micro_steps(batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
+        sampler = ResumableSampler(len(self.datasets["train"]), batch_size, self.seed, self._rank(), self._world())
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         length = len(sampler) * steps
         used = min(length, limit) if isinstance(limit, int) else int(length * limit)  # as Lightning counts an epoch
         start = self._next if self._next.micro_step < used else Position(self._next.epoch + 1, 0)
         return PacedLoader(self._loader("train", sampler), sampler, steps, start)
+
+    def task_dataset(self, split: Split, task: Task | None) -> CueDataset:
+        """The samples of a split as a task makes them of what the source gives."""
+        return TaskDataset(self.datasets[split], task, self.seed, split) if task is not None else self.datasets[split]
+
+    def restrict(self, items: Sequence[int]) -> None:
+        """Train on these samples of the first epoch alone, over and over, under the length of all: to measure the longest prompts."""
+        self.datasets["train"] = _Restricted(self.datasets["train"], items)
 
     def val_dataloader(self) -> FixedLoader:
         """Held-out samples in their own order, each once."""
@@ -85,9 +103,10 @@ class CueDataModule(L.LightningDataModule):
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _loader(self, split: Split, sampler: ResumableSampler) -> DataLoader[CueSample]:
+    def _loader(self, split: Split, sampler: ResumableSampler) -> DataLoader[Any]:
+        module = self.trainer.lightning_module if self.trainer else None
         return DataLoader(
-            self.datasets[split],
+            self.task_dataset(split, getattr(module, "task", None)),
             batch_sampler=sampler,
             collate_fn=CueBatch,
             num_workers=self.num_workers,
@@ -125,3 +144,44 @@ class CueDataModule(L.LightningDataModule):
         """Continue where the checkpoint stood."""
         self._next = Position(int(state_dict["epoch"]), int(state_dict["consumed"]))
         self.quarantine = dict(state_dict["quarantine"])
+
+
+class TaskDataset(CueDataset):
+    """Samples as a task makes them of what a source gives. Plain questions, which supervised data may hold, stay as they are.
+
+    Args:
+        dataset: of the source.
+        task: makes its own samples.
+        seed: with epoch and index the seed of the task's generator.
+        split: likewise.
+    """
+
+    _STREAM = 0x7A5C
+
+    def __init__(self, dataset: CueDataset, task: Task, seed: int, split: Split) -> None:
+        self.dataset, self.task, self.seed, self.split = dataset, task, seed, split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: CueKey) -> Any:
+        made = self.dataset[key]
+        if type(self.task).sample is Task.sample:
+            return made
+        rng = np.random.default_rng([self._STREAM, self.seed, SPLITS.index(self.split), *key])
+        several = made if isinstance(made, tuple) else (made,)
+        samples = tuple(one if isinstance(one, Question) else self.task.sample(one, rng) for one in several)
+        return samples if isinstance(made, tuple) else samples[0]
+
+
+class _Restricted(CueDataset):
+    """A few samples over and over, under the length of all."""
+
+    def __init__(self, dataset: CueDataset, items: Sequence[int]) -> None:
+        self.dataset, self.items = dataset, items
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: CueKey) -> Any:
+        return self.dataset[CueKey(0, self.items[key.item % len(self.items)])]

@@ -9,12 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch.utils.data import Dataset
 
-from locus_lightning.types import CueSample, Question
+from locus_lightning.types import Sample
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-Sample = CueSample | Question
 
 
 class CueKey(NamedTuple):
@@ -24,7 +22,7 @@ class CueKey(NamedTuple):
     item: int
 
 
-def spread(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Up to ``count`` indices from first to last, evenly: a look at data that is too long to look through."""
     return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)})
 

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.tasks.parsing import payload
+from locus_lightning.tasks.base import Task
+from locus_lightning.tasks.parsing import extract_answer
+from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Box, CueSample, Question
 
 LETTERS = "Answer with the option's letter from the given choices directly."
@@ -46,7 +48,7 @@ class Item:
     def question(self, instruction: str = "") -> Question:
         """As a model is asked, with ``instruction`` behind the words."""
         return Question(
-            self.id, self.picture(), (self.text + instruction).replace("{", "{{").replace("}", "}}"), self.label, task=self.kind
+            self.id, self.picture(), (self.text + instruction).replace("{", "{{").replace("}", "}}"), self.label, kind=self.kind
         )
 
 
@@ -71,6 +73,8 @@ class Benchmark(ABC):
     where: ClassVar[str]
     """Where to get it and how to lay it out: said when it is missing."""
     max_new_tokens: ClassVar[int] = 64
+    task: Task = QuestionAnswering()
+    """How its questions become messages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -128,7 +132,7 @@ def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
     Read from the answer block where there is one. In order: the answer is a letter; it begins with a lettered option; it says
     "answer is X"; it is an option's words, or holds the words of one option alone.
     """
-    said = payload(text)
+    said = extract_answer(text)
     letters = "".join(options) or "ABCDEFGH"
     for pattern in (
         rf"[(\[]?([{letters}])[)\].:]?",
@@ -147,7 +151,7 @@ def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
 
 def extract_yes_no(text: str) -> str | None:
     """yes or no, or None where an answer says neither or both. Its first word counts before the rest."""
-    said = payload(text).casefold()
+    said = extract_answer(text).casefold()
     first = re.match(r"\W*(yes|no)\b", said)
     if first:
         return first[1]
@@ -166,7 +170,7 @@ FIND = "Find this: {expression}. Give its bounding box as [x1, y1, x2, y2] in {u
 
 def find(image: Image.Image, expression: str, backbone: Backbone, instruction: str = "", words: str = FIND) -> Question:
     """A question for the box of an expression, in the model's own unit; ``words`` hold ``{expression}``, and may hold ``{unit}``."""
-    unit = backbone.frame(Question("", image, "", "")).unit.replace("image 1", "the image")
+    unit = backbone.frame(image.size).unit.replace("image 1", "the image")
     text = words.replace("{expression}", expression).replace("{unit}", unit) + instruction
     return Question("", image, text.replace("{", "{{").replace("}", "}}"), "")
 

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Benchmark, Item, Scored
-from locus_lightning.rollout.base import Sampling
-from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.rollout.base import RolloutEngine, ask
 
 ANSWERS, RESULT = "answers.jsonl", "result.json"
 THINK = " First think inside <think></think>, then give only the answer inside <answer></answer>."
@@ -43,7 +42,9 @@ class Settings:
     limit: int | None = None
 
 
-def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Path, settings: Settings) -> dict[str, Any]:
+def evaluate(
+    backbone: Backbone, model: str, benchmark: Benchmark, folder: Path, settings: Settings, engine: RolloutEngine
+) -> dict[str, Any]:
     """Ask what has not been answered yet, score everything, write ``result.json``.
 
     Args:
@@ -52,6 +53,7 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
         benchmark: what is asked.
         folder: of this evaluation; answers that lie there already, of the same model and settings, are kept.
         settings: how it is asked.
+        engine: generates the answers.
 
     Returns:
         What was written: figures, settings, pixel budget, prompt, malformed rows.
@@ -80,12 +82,11 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
             file.write(json.dumps({"about": about}) + "\n")
         batches = [missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size)]
         for batch in track(batches, description=f"{benchmark.name}, {len(missing)} of {len(items)} questions"):
-            prompts = backbone.encode([benchmark.ask(item, backbone, instruction) for item in batch])
-            made = HFRollout().generate(backbone, prompts, 1, Sampling(tokens, temperature=0.0))
-            for item, prompt, (generation,) in zip(batch, prompts, made, strict=True):
+            samples = [benchmark.ask(item, backbone, instruction) for item in batch]
+            for item, (prompt, generation) in zip(batch, ask(engine, backbone, samples, tokens, benchmark.task), strict=True):
                 row = {
                     "id": item.id,
-                    "text": backbone.decode(generation.ids_T),
+                    "text": prompt.opened + backbone.decode(generation.ids_T),
                     "truncated": generation.truncated,
                     "prompt_tokens": len(prompt.ids_P),
                 }
@@ -96,12 +97,13 @@ def evaluate(backbone: HFBackbone, model: str, benchmark: Benchmark, folder: Pat
 
 
 def _record(
-    backbone: HFBackbone, benchmark: Benchmark, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
+    backbone: Backbone, benchmark: Benchmark, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
     folder: Path, instruction: str,
 ) -> dict[str, Any]:  # fmt: skip
     texts = {item.id: str(said[item.id]["text"]) for item in items}
     scored = [Scored(item, texts[item.id], *benchmark.read(item, texts[item.id], backbone)) for item in items]
     first = benchmark.ask(items[0], backbone, instruction)
+    (prompt,) = backbone.encode_pixels([benchmark.task.messages(first, backbone.frame(first.image.size))])
     lengths = [int(said[item.id]["prompt_tokens"]) for item in items]
     result = {
         **about,
@@ -109,9 +111,9 @@ def _record(
         "figures": benchmark.figures(scored),
         "truncated": sum(bool(said[item.id]["truncated"]) for item in items),
         "unread": sum(row.read is None for row in scored),
-        "image_budget": budget(backbone),
+        "image_budget": {name: _plain(value) for name, value in backbone.image_budget().items()},
         "prompt_tokens": {"least": min(lengths), "most": max(lengths)},
-        "prompt": backbone.prompt_text(backbone.turn(first)),
+        "prompt": prompt.text,
         "malformed": benchmark.malformed,
         "scores": {row.item.id: {"score": row.score, "read": row.read, "kind": row.item.kind} for row in scored},
     }
@@ -169,23 +171,17 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def fingerprint(backbone: HFBackbone) -> str:
+def fingerprint(backbone: Backbone) -> str:
     """Of the weights that answer: a sum over all parameters, so that another checkpoint of the same name is not taken for this one.
 
     In float64 and to fixed places, so that neither the number of threads nor the device, which add up in another order, changes it.
     """
     digest = hashlib.sha256()
-    for name, parameter in backbone.model.named_parameters():
+    for name, parameter in backbone.named_parameters():
+        name = name.removeprefix("model.")
         total = float(parameter.detach().sum(dtype=torch.float64))
         digest.update(f"{name} {total / parameter.numel() ** 0.5:.8f}".encode())
     return digest.hexdigest()[:16]
-
-
-def budget(backbone: HFBackbone) -> dict[str, Any]:
-    """What bounds an image: the processor's own numbers, which decide scores on small things."""
-    images = backbone.processor.image_processor
-    names = ("size", "crop_size", "image_grid_pinpoints", "max_patches", "max_image_size")
-    return {name: _plain(value) for name in names if (value := getattr(images, name, None)) is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -206,7 +202,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], draws: int = 10_000) 
     kinds = sorted({a["scores"][key]["kind"] for key in shared} - {""})
     found = {}
     for kind in ["", *kinds]:
-        found[kind] = gained(
+        found[kind] = paired_bootstrap(
             [b["scores"][k]["score"] - a["scores"][k]["score"] for k in shared if kind in ("", a["scores"][k]["kind"])], draws
         )
     return found
@@ -220,7 +216,7 @@ def mean_result(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"model": ", ".join(result["model"] for result in results), "scores": scores}
 
 
-def gained(gains: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
+def paired_bootstrap(gains: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Mean of the gains by question, with the ends of its 95 % bootstrap interval (see :func:`difference`)."""
     gain, random = np.array(gains, dtype=float), np.random.default_rng(0)
     means = [gain[random.integers(0, len(gain), len(gain))].mean() for _ in range(draws)]

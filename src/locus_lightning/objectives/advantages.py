@@ -18,7 +18,7 @@ def group_advantages(rewards_BG: Tensor, scale: Scale = "std", eps: float = 1e-6
     being blown up to full size (our choice; 0 is the paper's). A constant group gets exactly 0.
     """
     rewards_BG = rewards_BG.float()
-    constant_B1 = constant_groups(rewards_BG)[:, None]
+    constant_B1 = zero_std_groups(rewards_BG)[:, None]
     centred_BG = rewards_BG - rewards_BG.mean(dim=1, keepdim=True)
     if scale == "std":
         centred_BG = centred_BG / (rewards_BG.std(dim=1, keepdim=True).clamp_min(std_floor) + eps)
@@ -47,6 +47,6 @@ def weight_total(mask_BGT: Tensor, reduction: Reduction) -> Tensor:
     return mask_BGT.sum().float() if reduction == "token" else mask_BGT.any(dim=-1).sum().float()
 
 
-def constant_groups(rewards_BG: Tensor) -> Tensor:
+def zero_std_groups(rewards_BG: Tensor) -> Tensor:
     """(B,) bool: groups whose rewards do not differ (by more than 1e-8) and so teach nothing."""
     return rewards_BG.amax(dim=1) - rewards_BG.amin(dim=1) <= 1e-8

@@ -12,10 +12,10 @@ from locus_lightning.objectives.advantages import Reduction
 class Objective(ABC):
     """Tensors in, loss and named statistics out; no other state than its settings.
 
-    ``kl`` above 0 asks for log-probabilities of the reference model; ``reduction`` says how tokens are weighted.
+    ``kl_coef`` above 0 asks for log-probabilities of the reference model; ``reduction`` says how tokens are weighted.
     """
 
-    kl: float
+    kl_coef: float
     reduction: Reduction
 
     @abstractmethod
@@ -26,8 +26,8 @@ class Objective(ABC):
     def __call__(
         self,
         logps_BGT: Tensor,
-        old_BGT: Tensor,
-        reference_BGT: Tensor | None,
+        old_logps_BGT: Tensor,
+        ref_logps_BGT: Tensor | None,
         advantages_BG: Tensor,
         weights_BGT: Tensor,
         mask_BGT: Tensor,
@@ -36,8 +36,8 @@ class Objective(ABC):
 
         Args:
             logps_BGT: log-probabilities under the policy, with gradient.
-            old_BGT: under the policy that sampled.
-            reference_BGT: under the reference model, or None when ``kl`` is 0.
+            old_logps_BGT: under the policy that sampled.
+            ref_logps_BGT: under the reference model, or None when ``kl_coef`` is 0.
             advantages_BG: group-relative advantages.
             weights_BGT: share of each token in the loss, zero where it does not count; set at collection.
             mask_BGT: True at tokens of completions.

@@ -21,7 +21,7 @@ class GRPO(Objective):
 
     * DAPO: ``reduction: token`` with ``clip_high`` above ``clip_low`` (Yu et al. 2025), as the defaults are.
     * Dr. GRPO: ``scale: none``, ``reduction: constant`` (Liu et al. 2025).
-    * GSPO: ``level: sequence``, ``reduction: sequence``, bounds near 3e-4 (Zheng et al. 2025).
+    * GSPO: ``importance_sampling_level: sequence``, ``reduction: sequence``, bounds near 3e-4 (Zheng et al. 2025).
     * CISPO: ``surrogate: cispo`` with a high ``clip_high`` (MiniMax 2025).
 
     Args:
@@ -31,9 +31,9 @@ class GRPO(Objective):
         clip_high: the ratio is held below 1 + clip_high.
         dual_clip: bound of the loss of a bad token whose ratio explodes; null for none.
         surrogate: ``clip`` (PPO's) or ``cispo``.
-        level: importance ratio of each ``token`` or of the ``sequence``.
+        importance_sampling_level: importance ratio of each ``token`` or of the ``sequence``.
         reduction: how tokens are averaged: ``token``, ``sequence`` or ``constant`` (see ``token_weights``).
-        kl: coefficient of the KL to the reference model (paper: 1e-2); 0 runs no reference pass.
+        kl_coef: coefficient of the KL to the reference model (paper: 1e-2); 0 runs no reference pass.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
     """
 
@@ -45,20 +45,25 @@ class GRPO(Objective):
         clip_high: float = 0.3,
         dual_clip: float | None = 3.0,
         surrogate: Literal["clip", "cispo"] = "clip",
-        level: Level = "token",
+        importance_sampling_level: Level = "token",
         reduction: Reduction = "token",
-        kl: float = 1e-2,
+        kl_coef: float = 1e-2,
         kl_estimator: Estimator = "k3",
     ) -> None:
         if not (0 <= clip_low < 1 and clip_high >= 0):
             raise ConfigError(f"objective.clip_low is {clip_low} and clip_high {clip_high}; give 0 <= clip_low < 1 and clip_high >= 0.")
         if dual_clip is not None and dual_clip <= 1:
             raise ConfigError(f"objective.dual_clip is {dual_clip}; it is above 1, or null.")
-        if kl < 0 or std_floor < 0:
-            raise ConfigError(f"objective.kl is {kl} and std_floor {std_floor}; both are 0 or more.")
+        if kl_coef < 0 or std_floor < 0:
+            raise ConfigError(f"objective.kl_coef is {kl_coef} and std_floor {std_floor}; both are 0 or more.")
         self.scale, self.std_floor, self.reduction = scale, std_floor, reduction
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
-        self.surrogate, self.level, self.kl, self.kl_estimator = surrogate, level, kl, kl_estimator
+        self.surrogate, self.importance_sampling_level, self.kl_coef, self.kl_estimator = (
+            surrogate,
+            importance_sampling_level,
+            kl_coef,
+            kl_estimator,
+        )
 
     def advantages(self, rewards_BG: Tensor) -> Tensor:
         """See :meth:`Objective.advantages` and :func:`group_advantages`."""
@@ -67,15 +72,15 @@ class GRPO(Objective):
     def __call__(
         self,
         logps_BGT: Tensor,
-        old_BGT: Tensor,
-        reference_BGT: Tensor | None,
+        old_logps_BGT: Tensor,
+        ref_logps_BGT: Tensor | None,
         advantages_BG: Tensor,
         weights_BGT: Tensor,
         mask_BGT: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Objective.__call__`."""
         logps_BGT, mask_BGT = logps_BGT.float(), mask_BGT.float()
-        ratio_BGT = log_ratio(logps_BGT, old_BGT.float(), mask_BGT, self.level)
+        ratio_BGT = log_ratio(logps_BGT, old_logps_BGT.float(), mask_BGT, self.importance_sampling_level)
         if self.surrogate == "cispo":
             policy_BGT, caught = cispo_loss(logps_BGT, ratio_BGT, advantages_BG, self.clip_high)
         else:
@@ -86,8 +91,8 @@ class GRPO(Objective):
         with torch.no_grad():
             stats["ratio_max"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).max().exp() if mask_BGT.any() else mask_BGT.new_ones(())
             stats["ratio_min"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).min().exp() if mask_BGT.any() else mask_BGT.new_ones(())
-        if reference_BGT is not None:
-            kl_BGT = kl_estimate(logps_BGT, reference_BGT.float(), self.kl_estimator) * mask_BGT
-            loss = loss + self.kl * (kl_BGT * weights_BGT).sum()
+        if ref_logps_BGT is not None:
+            kl_BGT = kl_estimate(logps_BGT, ref_logps_BGT.float(), self.kl_estimator) * mask_BGT
+            loss = loss + self.kl_coef * (kl_BGT * weights_BGT).sum()
             stats["kl"] = kl_BGT.detach().sum() / tokens
         return loss, stats

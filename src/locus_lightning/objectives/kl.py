@@ -9,14 +9,14 @@ from torch import Tensor
 Estimator = Literal["k1", "k2", "k3"]
 
 
-def kl_estimate(logps_BGT: Tensor, reference_BGT: Tensor, estimator: Estimator = "k3") -> Tensor:
+def kl_estimate(logps_BGT: Tensor, ref_logps_BGT: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate, (B, G, T), with d = log pi_ref - log pi.
 
     ``k1`` -d: unbiased value. Its own gradient is zero in expectation, so k2's is passed through instead (straight-through).
     ``k2`` d^2 / 2: biased value, exact gradient of the KL.
     ``k3`` exp(d) - 1 - d: unbiased, never negative, low variance (GRPO, EasyR1's "low_var_kl").
     """
-    difference_BGT = (reference_BGT - logps_BGT).clamp(-20.0, 20.0)
+    difference_BGT = (ref_logps_BGT - logps_BGT).clamp(-20.0, 20.0)
     squared_BGT = difference_BGT.square() / 2
     if estimator == "k1":
         return squared_BGT - (squared_BGT + difference_BGT).detach()

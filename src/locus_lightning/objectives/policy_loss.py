@@ -10,13 +10,13 @@ from torch import Tensor
 Level = Literal["token", "sequence"]
 
 
-def log_ratio(logps_BGT: Tensor, old_BGT: Tensor, mask_BGT: Tensor, level: Level = "token") -> Tensor:
+def log_ratio(logps_BGT: Tensor, old_logps_BGT: Tensor, mask_BGT: Tensor, level: Level = "token") -> Tensor:
     """log(pi / pi_old) of every token.
 
     ``sequence``: the mean over the completion's tokens, the same for each of them (GSPO, Zheng et al. 2025), with the
     gradient spread evenly.
     """
-    difference_BGT = (logps_BGT - old_BGT) * mask_BGT
+    difference_BGT = (logps_BGT - old_logps_BGT) * mask_BGT
     if level == "token":
         return difference_BGT
     length_BG1 = mask_BGT.sum(dim=-1, keepdim=True).clamp_min(1.0)

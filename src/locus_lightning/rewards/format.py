@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from locus_lightning.rewards.base import Reward
-from locus_lightning.types import Completion, CueSample
+from locus_lightning.types import Completion
 
 
 class FormatReward(Reward):
-    """1 when the whole response is a think block and an answer block with one box, else 0.
+    """1 when the whole response is a think block and an answer block that holds an answer of the right form, else 0.
 
     Paper section 2: r_format, weight alpha = 0.1.
+
+    Args:
+        weight: see :class:`Reward`.
+        name: see :class:`Reward`.
     """
 
-    def __init__(self, weight: float = 0.1) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 0.1, name: str | None = None) -> None:
+        super().__init__(weight, name)
 
-    def score(self, completion: Completion, sample: CueSample) -> float:
+    def score(self, completion: Completion, sample: Any) -> float:
         """0 or 1."""
         return float(completion.well_formed)

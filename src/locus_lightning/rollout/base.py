@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.errors import ConfigError
+from locus_lightning.errors import ConfigError, PluginError
+from locus_lightning.tasks.base import Task
+from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Generation, Prompt
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How to draw a completion.
 
     Args:
@@ -42,11 +45,67 @@ class Sampling:
 
 
 class RolloutEngine(ABC):
-    """Draws completions from a backbone's policy."""
+    """Generates completions from a backbone's policy.
+
+    Attributes:
+        exact: whether the engine's log-probabilities are those of the trainer up to rounding. Where they are not, the trainer computes the
+            old log-probabilities itself.
+    """
+
+    exact: bool = True
 
     @abstractmethod
-    def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
+    def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         """``n`` completions of every prompt, in evaluation mode, without gradient.
 
-        The log-probabilities are those of the distribution that was sampled from, before top-p and top-k.
+        Args:
+            backbone: the model, with the weights of the policy.
+            prompts: token ids, features, and the words and images behind them (``content``), for engines that run elsewhere.
+            n: completions a prompt.
+            sampling: how to sample.
+
+        Returns:
+            For every prompt its ``n`` generations. Their log-probabilities are those of the distribution that was sampled from, before
+            top-p and top-k.
         """
+
+    def sync(self, backbone: Backbone) -> None:  # noqa: B027 - an engine that shares the weights has nothing to do
+        """Take over the policy's weights; called before every rollout batch."""
+
+    def close(self) -> None:  # noqa: B027 - nothing is held
+        """Release what the engine holds; called once, when training or evaluation ends."""
+
+
+def generate_checked(
+    engine: RolloutEngine, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams
+) -> list[list[Generation]]:
+    """``engine.generate``, with the number of its results checked.
+
+    Raises:
+        PluginError: the engine gave fewer or more than were asked for.
+    """
+    made = engine.generate(backbone, prompts, n, sampling)
+    counts = {len(row) for row in made}
+    if len(made) != len(prompts) or counts - {n}:
+        raise PluginError(
+            f"the rollout engine {type(engine).__name__} gave {len(made)} groups of {sorted(counts)} completions for {len(prompts)} prompts of {n}."
+        )
+    return made
+
+
+def ask(
+    engine: RolloutEngine, backbone: Backbone, samples: Sequence[Any], max_new_tokens: int, task: Task | None = None
+) -> list[tuple[Prompt, Generation]]:
+    """Ask a model, greedily: the prompt and the generation of every sample.
+
+    Args:
+        engine: generates.
+        backbone: loaded.
+        samples: of the task.
+        max_new_tokens: of an answer.
+        task: what is asked; None: plain questions.
+    """
+    task = task or QuestionAnswering()
+    prompts = backbone.encode([task.messages(sample, backbone.frame(sample.image.size)) for sample in samples])
+    made = generate_checked(engine, backbone, prompts, 1, SamplingParams(max_new_tokens, temperature=0.0))
+    return [(prompt, generation) for prompt, (generation,) in zip(prompts, made, strict=True)]

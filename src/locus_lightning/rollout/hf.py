@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.shared_prefix.packing import left_padded
 from locus_lightning.errors import ConfigError
-from locus_lightning.rollout.base import RolloutEngine, Sampling
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.types import Generation, Prompt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class HFRollout(RolloutEngine):
         self.prompts_at_once, self.merge_adapters = prompts_at_once, merge_adapters
 
     @torch.no_grad()
-    def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
+    def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
         groups: list[list[Generation]] = []
         with backbone.sampling(merge_adapters=self.merge_adapters):
@@ -50,7 +50,7 @@ class HFRollout(RolloutEngine):
                 groups += self._decode(backbone, prompts[start : start + self.prompts_at_once], n, sampling)
         return groups
 
-    def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[list[Generation]]:
+    def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         cache, hidden_RD, mask_RS = _prefill(backbone, prompts, n, sampling.max_new_tokens)
         rows, device = len(hidden_RD), hidden_RD.device
         position_R = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(n)
@@ -64,7 +64,7 @@ class HFRollout(RolloutEngine):
             logits_RV = backbone.next_token_logits(hidden_RD, sampling.temperature or 1.0)
             if t < sampling.min_new_tokens:
                 logits_RV = logits_RV.index_fill(-1, eos, float("-inf"))
-            token_R, logp_R = draw(logits_RV, sampling)
+            token_R, logp_R = sample_token(logits_RV, sampling)
             ids_RT[alive, t], logps_RT[alive, t] = token_R, logp_R.to(logps_RT.dtype)
             ends_R = torch.isin(token_R, eos) & ~ended_R[alive]
             ended_R[alive[ends_R]], lengths_R[alive[ends_R]] = True, t + 1
@@ -99,7 +99,7 @@ def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -
     return grouped, hidden_BD.repeat_interleave(n, dim=0), None if shared else mask_BP.repeat_interleave(n, dim=0)
 
 
-def draw(logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def sample_token(logits_RV: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token a row, and its log-probability under the undistorted distribution: (R,), (R,)."""
     logps_RV = F.log_softmax(logits_RV, dim=-1)
     if sampling.temperature == 0:

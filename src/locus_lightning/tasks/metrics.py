@@ -1,85 +1,97 @@
-"""How well cues are found: the figures of the paper's table 10, by size bin, beside the floor of the best trivial box."""
+"""How well a task is answered: figures over a data set and over a rollout batch, beside the floor of answers that need no looking."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from locus_lightning.boxes import box_area, clip_box, iou, trivial_boxes
-from locus_lightning.types import Box, Completion, CueSample, SizeBin
+from locus_lightning.types import Completion
 
-BINS: tuple[SizeBin, ...] = get_args(SizeBin)
-THRESHOLDS = (0.5, 0.75)
-
-
-def completion_iou(completion: Completion, sample: CueSample) -> float:
-    """IoU in original pixels of the answered box, clipped to the image; 0 without a valid box."""
-    return 0.0 if completion.box is None else iou(clip_box(completion.box, sample.image.size), sample.box)
+if TYPE_CHECKING:
+    from locus_lightning.tasks.base import Task
 
 
-def reaches_beyond(box: Box, size: tuple[int, int]) -> bool:
-    """Whether a box leaves its image by more than half a pixel."""
-    return any(abs(a - b) > 0.5 for a, b in zip(box, clip_box(box, size), strict=True))
-
-
-class CueMetrics(Metric):
-    """Mean IoU, ACC@0.5 and ACC@0.75 over all cues and by size bin, parse rate, area ratio, and the floor.
-
-    The floor is the mean IoU of the best single trivial box (whole image, centre boxes) over the same cues: what a model
-    reaches that never looks.
-    """
+class Sums(Metric):
+    """A metric whose states are float64 sums, kept as such: Lightning's precision plugins cast float tensors of a module, and in bfloat16
+    a sum of ones stops at 256."""
 
     full_state_update = False
 
-    def __init__(self) -> None:
+    def add_sums(self, **shapes: tuple[int, ...]) -> None:
+        """Declare states of these shapes, zero at first, added up over processes."""
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def set_dtype(self, dst_type: Any) -> Sums:
+        """The states stay float64."""
+        return self
+
+    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Sums:
+        """Move to a device, but never change the type of the states."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            out: Tensor = fn(tensor)
+            return tensor.to(out.device) if out.dtype != tensor.dtype else out
+
+        super()._apply(moved, exclude_state)
+        return self
+
+
+class TaskMetrics(Sums):
+    """Mean score, share of fully right answers, parse rate, format rate, and the floor, over all samples.
+
+    The floor is the mean score of the best blind answer over the same samples: what a model reaches that never looks.
+
+    Args:
+        task: scores the answers.
+        score: name of the mean score.
+    """
+
+    sums: Tensor
+    blind: Tensor
+
+    def __init__(self, task: Task, score: str = "score") -> None:
         super().__init__()
-        columns = 2 + len(THRESHOLDS)  # count, IoU, hits
-        self.by_bin: Tensor
-        self.floors: Tensor
-        self.shape: Tensor
-        self.add_state("by_bin", torch.zeros(len(BINS), columns, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("floors", torch.zeros(len(trivial_boxes((1, 1))), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("shape", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        self._task, self._score = task, score
+        self.add_sums(sums=(5,), blind=(16,))
 
-    def update(self, completions: Sequence[Completion], samples: Sequence[CueSample]) -> None:
+    def update(self, completions: Sequence[Completion], samples: Sequence[Any]) -> None:
         """One completion a sample."""
-        by_bin, floors, shape = (torch.zeros_like(state) for state in (self.by_bin, self.floors, self.shape))
+        sums, blind = torch.zeros_like(self.sums), torch.zeros_like(self.blind)
         for completion, sample in zip(completions, samples, strict=True):
-            value = completion_iou(completion, sample)
-            row = [1.0, value, *(float(value >= t) for t in THRESHOLDS)]
-            by_bin[BINS.index(sample.cue.window.size_bin)] += by_bin.new_tensor(row)
-            floors += floors.new_tensor([iou(box, sample.box) for box in trivial_boxes(sample.image.size).values()])
-            beyond, ratio = False, 0.0
-            if completion.box is not None:
-                ratio = box_area(completion.box) / box_area(sample.box)
-                beyond = reaches_beyond(completion.box, sample.image.size)
-            parsed = completion.box is not None
-            shape += shape.new_tensor([float(parsed), float(completion.well_formed), ratio, float(beyond)])
-        # not in place: a state that was reset in inference mode cannot be written to outside it
-        self.by_bin, self.floors, self.shape = self.by_bin + by_bin, self.floors + floors, self.shape + shape
+            parsed = completion.answer is not None
+            sums += sums.new_tensor([1.0, completion.score, completion.score >= 1.0 - 1e-9, parsed, completion.well_formed])
+            for i, answer in enumerate(self._task.blind_answers(sample).values()):
+                blind[i] += self._task.score_answer(answer, sample)
+        # Not in place: a state that was reset in inference mode cannot be written to outside it.
+        self.sums, self.blind = self.sums + sums, self.blind + blind
 
-    def compute(self) -> dict[str, Any]:
-        """Named figures; a size bin that holds no cue is left out."""
-        total = self.by_bin.sum(dim=0)
-        figures: dict[str, Any] = dict(_row(total))
-        for name, row in zip(BINS, self.by_bin, strict=True):
-            if row[0] > 0:
-                figures |= {f"{key}_{name}": value for key, value in _row(row).items()} | {f"cues_{name}": row[0]}
-        count, parsed = total[0].clamp_min(1), self.shape[0].clamp_min(1)
-        return figures | {
-            "cues": total[0],
-            "floor": self.floors.max() / count,
-            "parse_rate": self.shape[0] / count,
-            "format_rate": self.shape[1] / count,
-            "area_ratio": self.shape[2] / parsed,
-            "beyond_image": self.shape[3] / parsed,
-        }
+    def compute(self) -> dict[str, Tensor]:
+        """Named figures."""
+        count = self.sums[0].clamp_min(1)
+        score, exact, parsed, formed = (self.sums[1:] / count).unbind()
+        return {
+            self._score: score, "exact": exact, "parse_rate": parsed, "format_rate": formed, "samples": self.sums[0],
+            "floor": self.blind.max() / count,
+        }  # fmt: skip
 
 
-def _row(row: Tensor) -> dict[str, Tensor]:
-    count = row[0].clamp_min(1)
-    return {"iou": row[1] / count} | {f"acc{t:g}": row[2 + i] / count for i, t in enumerate(THRESHOLDS)}
+def score_figures(task: Task, completions: Sequence[Completion], samples: Sequence[Any]) -> dict[str, float]:
+    """Figures of a rollout batch from the task's own scores: mean, quantiles, floor, and share of answers that could be parsed."""
+    scores = torch.tensor([completion.score for completion in completions], dtype=torch.float32)
+    blind: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, answer in task.blind_answers(sample).items():
+            blind.setdefault(name, []).append(task.score_answer(answer, sample))
+    figures = {
+        "score": float(scores.mean()),
+        "exact": float((scores >= 1.0 - 1e-6).float().mean()),
+        "parse_rate": statistics.fmean(float(completion.answer is not None) for completion in completions),
+        "floor": max((statistics.fmean(row) for row in blind.values()), default=0.0),
+    }
+    return figures | {f"score_q{q}": float(torch.quantile(scores, q / 100)) for q in (10, 50, 90)}

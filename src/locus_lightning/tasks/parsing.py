@@ -1,7 +1,7 @@
-"""Reading what a model wrote: the think/answer structure and the one box inside the answer.
+"""Parsing what a model wrote: the think/answer structure, and the boxes inside the answer.
 
-Strict on purpose (our decision 9): a response that offers two boxes, or hides one outside the answer,
-gets none, so that a reward cannot be collected by hedging.
+Strict on purpose (our decision 9): a response that offers more boxes than were asked for, or hides one outside the answer, gets none, so
+that a reward cannot be collected by hedging.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from locus_lightning.boxes import is_valid_box
+from locus_lightning.boxes import BoxFrame, is_valid_box
 from locus_lightning.types import Box
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
@@ -19,34 +19,45 @@ _BOX = re.compile(rf"[\[(]\s*({_NUMBER}){_COMMA}({_NUMBER})(?:{_COMMA}|\s*\){_CO
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
 _STRUCTURE = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+_OPENED = re.compile(r"<think>\s*$")
 
 
 @dataclass(frozen=True)
 class Response:
-    """``box_text`` are the four numbers as written (valid, in the model's frame), or None."""
+    """``answer`` is the text of the one answer block, or None; ``structured`` says whether the whole text is one think block, optional white
+    space, and one answer block (paper, section 2: r_format)."""
 
     answer: str | None
-    box_text: Box | None
-    well_formed: bool
+    structured: bool
 
 
 def parse_response(text: str) -> Response:
-    """Read a completion. Never raises, whatever the text.
-
-    ``well_formed``: the whole text is one think block, optional white space, one answer block, and the
-    answer holds exactly one box (paper, section 2: r_format).
-    ``box_text``: from the answer block when there is exactly one block with exactly one box; finite, x1 < x2, y1 < y2.
-    """
+    """Find the answer block of a completion. Never raises, whatever the text."""
     answers = _ANSWER.findall(text)
     if len(answers) != 1:
-        return Response(None, None, False)
-    boxes = _BOX.findall(answers[0])
-    structured = len(_TAG.findall(text)) == 4 and _STRUCTURE.fullmatch(text) is not None
-    if len(boxes) != 1:
-        return Response(answers[0], None, False)
-    x1, y1, x2, y2 = (float(v) for v in boxes[0])
-    box = (x1, y1, x2, y2)
-    return Response(answers[0], box if is_valid_box(box) else None, structured)
+        return Response(None, False)
+    return Response(answers[0], len(_TAG.findall(text)) == 4 and _STRUCTURE.fullmatch(text) is not None)
+
+
+def parse_boxes(text: str, frame: BoxFrame, count: int) -> tuple[tuple[Box, ...] | None, bool]:
+    """The boxes of the answer block in original pixels, and whether the response is well formed.
+
+    Args:
+        text: a completion, with what the chat template had opened.
+        frame: in which the boxes are written.
+        count: how many boxes are asked for; an answer with more or fewer has none.
+
+    Returns:
+        ``count`` finite boxes with x1 < x2 and y1 < y2 in original pixels, or None; whether the structure is complete and the answer holds
+        ``count`` boxes, valid or not.
+    """
+    response = parse_response(text)
+    written = _BOX.findall(response.answer or "")
+    if len(written) != count:
+        return None, False
+    boxes = [frame.to_original((float(a), float(b), float(c), float(d))) for a, b, c, d in written]
+    valid = all(is_valid_box(box) for box in boxes) and all(is_valid_box([float(v) for v in row]) for row in written)
+    return tuple(boxes) if valid else None, response.structured
 
 
 def boxes_in(text: str) -> list[Box]:
@@ -55,12 +66,25 @@ def boxes_in(text: str) -> list[Box]:
     return [box for box in found if is_valid_box(box)]
 
 
-def payload(text: str) -> str:
-    """The answer block where there is one, else the text without its think block."""
-    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return (found[-1] if found else re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)).strip()
+def extract_answer(text: str) -> str:
+    """The answer part of a plain response, for benchmarks: everything up to the last ``</think>`` is dropped; of the rest the last answer
+    block counts, read to the end where it is not closed. A think block that is never closed holds no answer."""
+    rest = text.rsplit("</think>", 1)[-1]
+    blocks = re.findall(r"<answer>(.*?)(?:</answer>|$)", rest, re.DOTALL)
+    return (str(blocks[-1]) if blocks else re.sub(r"<think>.*$", "", rest, flags=re.DOTALL)).strip()
 
 
-def write_response(rationale: str, box_text: str) -> str:
-    """The right answer in form: what supervised training teaches, and what :func:`parse_response` reads back."""
-    return f"<think>{rationale}</think><answer>{box_text}</answer>"
+def write_response(rationale: str, answer: str) -> str:
+    """The right answer in form: what supervised training teaches, and what :func:`parse_response` finds again."""
+    return f"<think>{rationale}</think><answer>{answer}</answer>"
+
+
+def opened_by(prompt_text: str) -> str:
+    """What a chat template has already written of the answer: a ``<think>`` at its very end, or nothing."""
+    match = _OPENED.search(prompt_text)
+    return match[0] if match else ""
+
+
+def without_opened(target: str, opened: str) -> str:
+    """A right answer without what the chat template has already written."""
+    return target.removeprefix(opened.strip()) if opened else target

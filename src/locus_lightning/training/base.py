@@ -16,20 +16,33 @@ from torch import Tensor
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch
 from locus_lightning.errors import CheckpointError, ConfigError
-from locus_lightning.rollout.base import RolloutEngine, Sampling
-from locus_lightning.tasks.metrics import CueMetrics, completion_iou
-from locus_lightning.types import Completion, CueSample, Generation, Question
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
+from locus_lightning.tasks.base import Task
+from locus_lightning.tasks.cue_search import CueSearch
+from locus_lightning.tasks.question_answering import QuestionAnswering
+from locus_lightning.types import Completion, Content, Generation, Prompt, Question
 
 log = logging.getLogger(__name__)
 
 
-class CueModule(L.LightningModule):
-    """Base of :class:`LocusModule` and :class:`SupervisedModule`.
+class TrainingCallback(L.Callback):
+    """A callback that is told of rollouts too; :class:`LocusModule` calls these where a callback has them."""
+
+    def on_rollout_start(self, trainer: L.Trainer, pl_module: L.LightningModule, samples: Sequence[Any]) -> None:
+        """Before completions of ``samples`` are generated."""
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, groups: Sequence[Any]) -> None:
+        """When a rollout batch is scored and cut; ``groups`` are its :class:`~locus_lightning.types.RolloutGroup` records."""
+
+
+class TaskModule(L.LightningModule):
+    """Base of :class:`~locus_lightning.training.grpo.LocusModule` and :class:`~locus_lightning.training.sft.SupervisedModule`.
 
     Args:
         backbone: the model.
-        rollout: how completions are drawn.
-        validation: how they are drawn in validation; greedy unless said otherwise.
+        task: what is asked and what is right.
+        rollout: how completions are generated.
+        validation: how they are sampled in validation; greedy unless said otherwise.
         optimizer: from parameters to an optimiser.
         schedule: of the learning rate after the warm-up.
         warmup_ratio: share of all steps over which the rate rises from 0.
@@ -38,8 +51,9 @@ class CueModule(L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
+        task: Task | None,
         rollout: RolloutEngine,
-        validation: Sampling,
+        validation: SamplingParams,
         optimizer: OptimizerCallable,
         schedule: Literal["constant", "linear", "cosine"],
         warmup_ratio: float,
@@ -47,26 +61,66 @@ class CueModule(L.LightningModule):
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise ConfigError(f"model.warmup_ratio is {warmup_ratio}; it is at least 0 and below 1.")
+        self.task = task or CueSearch()
+        self.task.adopt(backbone.remembers)
         self.backbone, self.rollout, self.validation = backbone, rollout, validation
         self.optimizer_callable, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
-        self.metrics = CueMetrics()
+        self.metrics = self.task.metrics()
         self.before: dict[str, float] = {}
         self.strict_loading = False  # a checkpoint holds what training changed
+        self._questions = QuestionAnswering()
         self._rng: dict[str, Any] | None = None
         self._loaded: set[str] = set()
+        self._stated: tuple[L.Trainer, int, Any] | None = None
+
+    # ---- tasks -----------------------------------------------------------------------------------------------------
+
+    def task_of(self, sample: Any) -> Task:
+        """The task of a sample; plain questions, which supervised data may hold too, are a task of their own."""
+        return self._questions if isinstance(sample, Question) else self.task
+
+    def contents(self, samples: Sequence[Any]) -> list[Content]:
+        """The user messages of samples."""
+        return [self.task_of(sample).messages(sample, self.backbone.frame(sample.image.size)) for sample in samples]
+
+    def encode(self, samples: Sequence[Any]) -> list[Prompt]:
+        """The prompts of samples."""
+        return self.backbone.encode(self.contents(samples))
+
+    def complete(self, generation: Generation, sample: Any, prompt: Prompt) -> Completion:
+        """A generation as a parsed, scored completion."""
+        frame, text = self.backbone.frame(sample.image.size), self.backbone.decode(generation.ids_T)
+        return self.task_of(sample).complete(text, sample, frame, prompt.opened, generation)
 
     # ---- set-up --------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Look at the checkpoint before weights are loaded."""
+        """Look at the checkpoint before weights are loaded, and let ``val_check_interval`` count optimiser steps."""
         if not self.backbone.loaded:
             self.backbone.check()
-        half = getattr(self.backbone, "dtype", torch.float32).itemsize < 4 and not getattr(self.backbone, "lora", None)
+        if stage == "fit":
+            _, accumulate, _ = self._stated_geometry()
+            self.use_accumulation(accumulate)
+        half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
             log.warning(
                 "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
                 "or a strategy that keeps float32 copies (deepspeed)."
             )
+
+    def _stated_geometry(self) -> tuple[L.Trainer, int, Any]:
+        """This trainer's accumulation and validation interval as the user stated them, remembered from the first look."""
+        if self._stated is None or self._stated[0] is not self.trainer:
+            self._stated = (self.trainer, self.trainer.accumulate_grad_batches, self.trainer.val_check_interval)
+        return self._stated
+
+    def use_accumulation(self, passes: int) -> None:
+        """Let an optimiser step take so many passes. Lightning counts an integer ``val_check_interval`` in passes, users in optimiser
+        steps."""
+        trainer, _, interval = self._stated_geometry()
+        trainer.accumulate_grad_batches = passes
+        if isinstance(interval, int) and not isinstance(interval, bool) and trainer.check_val_every_n_epoch is None:
+            trainer.val_check_interval = interval * passes
 
     def configure_model(self) -> None:
         """Load weights; free until here."""
@@ -99,17 +153,25 @@ class CueModule(L.LightningModule):
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def answer(self, samples: Sequence[CueSample], sampling: Sampling | None = None) -> list[Completion]:
-        """One completion a sample, read into original pixels."""
-        return [self.backbone.read(made, sample) for made, sample in zip(self.generate(samples, sampling), samples, strict=True)]
+    def answer(self, samples: Sequence[Any], sampling: SamplingParams | None = None) -> list[Completion]:
+        """One completion a sample, parsed and scored."""
+        prompts = self.encode(samples)
+        made = self.generate(prompts, sampling)
+        return [self.complete(one, sample, prompt) for one, sample, prompt in zip(made, samples, prompts, strict=True)]
 
-    def generate(self, samples: Sequence[CueSample | Question], sampling: Sampling | None = None) -> list[Generation]:
-        """One completion a sample, unread."""
-        groups = self.rollout.generate(self.backbone, self.backbone.encode(samples), 1, sampling or self.validation)
-        return [made for (made,) in groups]
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Generation]:
+        """One completion a prompt, not parsed.
+
+        Raises:
+            ConfigError: no weights are loaded.
+        """
+        if not self.backbone.loaded:
+            raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
+        self.rollout.sync(self.backbone)
+        return [made for (made,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
-        """Answer held-out cues and count."""
+        """Answer held-out samples and count."""
         samples = list(batch)
         self.metrics.update(self.answer(samples), samples)
 
@@ -122,9 +184,10 @@ class CueModule(L.LightningModule):
             for logger in self.loggers:
                 logger.log_metrics(figures, step=0)
             return
-        score = figures.pop("val/iou")
+        headline = f"val/{self.task.headline}"
+        score = figures.pop(headline)
         self.log_dict(figures, rank_zero_only=True)
-        self.log("val/iou", score, prog_bar=True, rank_zero_only=True)
+        self.log(headline, score, prog_bar=True, rank_zero_only=True)
 
     def test_step(self, batch: CueBatch, batch_idx: int) -> None:
         """As validation."""
@@ -135,20 +198,12 @@ class CueModule(L.LightningModule):
         self.on_validation_epoch_end()
 
     def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One record a sample: id, raw text, box and truth in original pixels, IoU."""
-        return [
-            {
-                "id": sample.id,
-                "text": completion.text,
-                "box": completion.box,
-                "true_box": sample.box,
-                "size_bin": sample.cue.window.size_bin,
-                "iou": completion_iou(completion, sample),
-                "well_formed": completion.well_formed,
-                "truncated": completion.truncated,
-            }
-            for completion, sample in zip(self.answer(list(batch)), batch, strict=True)
-        ]
+        """One record a sample, as its task writes it."""
+        return [self.task_of(s).record(c, s) for c, s in zip(self.answer(list(batch)), batch, strict=True)]
+
+    def on_fit_end(self) -> None:
+        """Let the engine release what it holds."""
+        self.rollout.close()
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -211,11 +266,16 @@ class CueModule(L.LightningModule):
             self._rng = None
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over processes, in one collective; the names are the same on every rank."""
+        """Means over the processes that have a figure, in one collective; the names are the same on every rank. A figure that is NaN
+        everywhere is left out."""
+        known = {name: value for name, value in values.items() if value == value}
         if not values or self.trainer.world_size == 1:
-            return values
-        row: Tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(values, self.trainer.strategy.reduce(row, reduce_op="mean").tolist(), strict=True))  # type: ignore[union-attr]
+            return known
+        row: Tensor = torch.tensor(
+            [[values[n], 1.0] if n in known else [0.0, 0.0] for n in values], dtype=torch.float64, device=self.device
+        )
+        sums = self.trainer.strategy.reduce(row, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        return {name: total / count for name, (total, count) in zip(values, sums, strict=True) if count}
 
 
 def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:

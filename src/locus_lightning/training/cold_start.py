@@ -36,7 +36,7 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
     rate = cold.learning_rate
     print(f"cold start: {cold.steps} supervised steps, then reinforcement", flush=True)
     teacher = SupervisedModule(
-        model.backbone, model.rollout, model.validation, train_vision=True,
+        model.backbone, model.task, model.rollout, model.validation, train_vision=True,
         optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),
     )  # fmt: skip
     lessons = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)

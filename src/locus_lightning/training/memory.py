@@ -7,6 +7,8 @@ not counted.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,12 @@ from torch import nn
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.encoding import TOWER_PROMPTS
 from locus_lightning.backbones.hf import CHUNK
+from locus_lightning.data.source import CueKey, evenly_spaced
+from locus_lightning.training.base import TaskModule
+from locus_lightning.training.grpo import LocusModule
+from locus_lightning.types import Prompt, Question
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -155,3 +163,56 @@ def _activations(model: Sizes, load: Load) -> float:
     inside = positions * b * (attention + norms + 2 * model.hidden + 4 * model.intermediate + adapters) * 1.22
     inputs = positions * b * model.hidden * model.layers
     return inputs + inside * (1 if load.checkpointing else model.layers)
+
+
+# ---- of a training module ------------------------------------------------------------------------------------------------
+
+
+def longest_prompts(module: TaskModule, count: int) -> list[tuple[int, int, Any]]:
+    """(tokens, index, sample) of ``count`` training samples, the longest prompt first; plain questions are left out."""
+    data = module.trainer.datamodule.task_dataset("train", module.task)  # type: ignore[attr-defined]
+    found = []
+    for i in evenly_spaced(len(data), count):
+        made = data[CueKey(0, i)]
+        for sample in made if isinstance(made, tuple) else (made,):
+            if not isinstance(sample, Question):
+                (content,) = module.contents([sample])
+                found.append((module.backbone.prompt_length(content), i, sample))
+    return sorted(found, key=lambda row: row[:2], reverse=True)
+
+
+def estimate_memory(module: TaskModule, prompt: Prompt) -> dict[str, float] | None:
+    """What :func:`estimate` says of a module at a prompt's length; None for an architecture that does not name its sizes as others do."""
+    try:
+        skeleton = module.backbone.skeleton()
+        return None if skeleton is None else estimate(sizes(skeleton), load_of(module, prompt, skeleton))
+    except (AttributeError, TypeError, ValueError, KeyError) as cause:
+        log.info("memory cannot be computed for this architecture (%s: %s); `locus preflight` measures it.", type(cause).__name__, cause)
+        return None
+
+
+def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
+    """What a module's configuration asks of memory, at a prompt's length."""
+    backbone = module.backbone
+    optimizer, tower = type(module.trainer.optimizers[0]).__name__, skeleton.config.vision_config
+    patch: int | Sequence[int] = tower.patch_size
+    side = patch if isinstance(patch, int) else patch[0]
+    pixels = 3 * getattr(tower, "temporal_patch_size", 1) * side**2
+    batch = module.trainer.datamodule.batch_size or 32  # type: ignore[attr-defined]
+    return Load(
+        prompt=len(prompt.ids_P),
+        completion=module.sampling.max_new_tokens if isinstance(module, LocusModule) else module.validation.max_new_tokens,
+        group=module.group_size if isinstance(module, LocusModule) else 1,
+        micro_batch=module.micro_batch_size if isinstance(module, LocusModule) else batch,
+        decoded=min(batch, getattr(module.rollout, "prompts_at_once", 32)),
+        weight_bytes=backbone.dtype.itemsize,
+        nf4=bool(backbone.quantize),
+        rank=backbone.adapter_rank,
+        checkpointing=backbone.gradient_checkpointing,
+        packed=backbone.row_tokens(1, 2, 0) == 1,
+        vision_trains=backbone.train_vision,
+        reference=isinstance(module, LocusModule) and module.objective.kl_coef > 0 and not backbone.adapter_rank,
+        optimizer_bytes=2 if "8bit" in optimizer else 0 if optimizer == "SGD" else 8,
+        patches=sum(v.numel() for key, v in prompt.vision.items() if key == "pixel_values") // pixels,
+        pixels=pixels,
+    )

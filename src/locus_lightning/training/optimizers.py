@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from locus_lightning.backbones.base import is_embedding
 from locus_lightning.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ class MuonAdamW(Optimizer):
     (configs/tiny_pretrain.yaml). Needs torch 2.9 or later.
 
     Args:
-        params: what is trained. Embeddings are matrices too: the backbone marks them (``is_embedding``).
+        params: what is trained. Embeddings are matrices too: the backbone marks them (``mark_embedding``).
         lr: of AdamW.
         muon_lr: of Muon.
         betas: of AdamW.
@@ -39,7 +40,7 @@ class MuonAdamW(Optimizer):
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"MuonAdamW needs torch 2.9 or later; this is {torch.__version__}. Use torch.optim.AdamW.")
         every = list(params)
-        matrices = [p for p in every if p.dim() == 2 and not getattr(p, "is_embedding", False)]
+        matrices = [p for p in every if p.dim() == 2 and not is_embedding(p)]
         chosen = {id(p) for p in matrices}
         rest = [p for p in every if id(p) not in chosen]
         muon = torch.optim.Muon(matrices, lr=muon_lr, momentum=momentum, weight_decay=weight_decay) if matrices else None

@@ -15,45 +15,26 @@ from locus_lightning.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Whole groups for one forward and backward pass: B prompts of G completions.
-
-    ``weights_BGT`` already hold the share of every token in its optimiser step, so the gradient does not depend on
-    how the batch was split. ``old_BGT`` is None where the policy has not moved since sampling: the ratio is then 1 by
-    construction. ``sampled_BGT`` are the sampler's own log-probabilities, to be compared with recomputed ones.
-    """
-
-    prompts: tuple[Prompt, ...]
-    completions: tuple[tuple[Tensor, ...], ...]
-    advantages_BG: Tensor
-    mask_BGT: Tensor
-    weights_BGT: Tensor
-    sampled_BGT: Tensor
-    old_BGT: Tensor | None = None
-    reference_BGT: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a rollout batch is used up.
+class BatchPlan:
+    """How a rollout batch of one process is used.
 
     Args:
-        micro: prompts of a micro-batch.
-        accumulate: micro-batches of an optimiser step.
-        epochs: times every prompt is used.
+        micro_batch: prompts of a forward and backward pass.
+        accumulate: passes of an optimiser step.
+        num_iterations: times every prompt is used.
     """
 
-    micro: int
+    micro_batch: int
     accumulate: int
-    epochs: int
+    num_iterations: int
 
-    def steps(self, prompts: int) -> int:
-        """Micro-steps of a rollout batch of ``prompts``."""
-        return prompts // self.micro * self.epochs
+    def micro_steps(self, prompts: int) -> int:
+        """Passes that a rollout batch of ``prompts`` takes."""
+        return prompts // self.micro_batch * self.num_iterations
 
     def updates(self, prompts: int) -> int:
         """Optimiser steps of a rollout batch."""
-        return self.steps(prompts) // self.accumulate
+        return self.micro_steps(prompts) // self.accumulate
 
     def check(self, prompts: int) -> None:
         """Refuse a rollout batch that does not divide.
@@ -61,18 +42,92 @@ class Split:
         Raises:
             ConfigError: names the three numbers and what must hold.
         """
-        step = self.micro * self.accumulate
+        step = self.micro_batch * self.accumulate
         if prompts % step:
             raise ConfigError(
-                f"data.batch_size {prompts} is not a multiple of model.micro_batch_size {self.micro} x trainer.accumulate_grad_batches "
+                f"data.batch_size {prompts} is not a multiple of model.micro_batch_size {self.micro_batch} x trainer.accumulate_grad_batches "
                 f"{self.accumulate} = {step} prompts an optimiser step; change one of the three."
             )
 
     def order(self, prompts: int) -> list[list[int]]:
-        """Prompt indices of every micro-step: in order first, then in a new random order each epoch (torch's generator)."""
-        passes = [list(range(prompts)), *(torch.randperm(prompts).tolist() for _ in range(self.epochs - 1))]
-        flat = [i for once in passes for i in once]
-        return [flat[i : i + self.micro] for i in range(0, len(flat), self.micro)]
+        """Prompt indices of every pass: in order in the first iteration, then in a new random order each time (torch's generator)."""
+        iterations = [list(range(prompts)), *(torch.randperm(prompts).tolist() for _ in range(self.num_iterations - 1))]
+        flat = [i for indices in iterations for i in indices]
+        return [flat[i : i + self.micro_batch] for i in range(0, len(flat), self.micro_batch)]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Whole groups for one forward and backward pass: B prompts of G completions.
+
+    ``weights_BGT`` already hold the share of every token in its optimiser step, so the gradient does not depend on how the batch was cut.
+    ``old_logps_BGT`` is None where the policy has not moved since sampling: the ratio is then 1 by construction. ``sampled_logps_BGT`` are the
+    sampler's own log-probabilities, to be compared with recomputed ones.
+    """
+
+    prompts: tuple[Prompt, ...]
+    completions: tuple[tuple[Tensor, ...], ...]
+    advantages_BG: Tensor
+    mask_BGT: Tensor
+    weights_BGT: Tensor
+    sampled_logps_BGT: Tensor
+    old_logps_BGT: Tensor | None = None
+    ref_logps_BGT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """A scored rollout batch of one process: B prompts of G completions.
+
+    Args:
+        prompts: B prompts.
+        completions: ids of every completion, ragged: B lists of G tensors (T,).
+        advantages_BG: group-relative advantages.
+        mask_BGT: tokens that count in the loss.
+        sampled_logps_BGT: the sampler's log-probabilities.
+        old_logps_BGT: the trainer's log-probabilities under the policy that sampled; None where the first update follows at once.
+        ref_logps_BGT: log-probabilities under the reference model; None without a KL term.
+    """
+
+    prompts: Sequence[Prompt]
+    completions: Sequence[Sequence[Tensor]]
+    advantages_BG: Tensor
+    mask_BGT: Tensor
+    sampled_logps_BGT: Tensor
+    old_logps_BGT: Tensor | None = None
+    ref_logps_BGT: Tensor | None = None
+
+    def cut(
+        self, order: Sequence[Sequence[int]], totals: Sequence[float], accumulate: int, reduction: Reduction, max_tokens: int
+    ) -> list[MicroBatch]:
+        """The micro-batches of this rollout batch.
+
+        Args:
+            order: prompt indices of every pass (:meth:`BatchPlan.order`).
+            totals: for every optimiser step the divisor of its weights, such that Lightning's division by accumulation and the averaging over
+                processes come out right.
+            accumulate: passes of an optimiser step.
+            reduction: how tokens are averaged.
+            max_tokens: see :func:`~locus_lightning.objectives.advantages.token_weights`.
+        """
+        weights_BGT = token_weights(self.mask_BGT, reduction, max_tokens)
+        made = []
+        for i, members in enumerate(order):
+            rows = list(members)
+            longest = max(1, max(len(ids) for b in rows for ids in self.completions[b]))
+            made.append(
+                MicroBatch(
+                    prompts=tuple(self.prompts[b] for b in rows),
+                    completions=tuple(tuple(self.completions[b]) for b in rows),
+                    advantages_BG=self.advantages_BG[rows],
+                    mask_BGT=self.mask_BGT[rows, :, :longest],
+                    weights_BGT=weights_BGT[rows, :, :longest] / totals[i // accumulate],
+                    sampled_logps_BGT=self.sampled_logps_BGT[rows, :, :longest],
+                    old_logps_BGT=None if self.old_logps_BGT is None else self.old_logps_BGT[rows, :, :longest],
+                    ref_logps_BGT=None if self.ref_logps_BGT is None else self.ref_logps_BGT[rows, :, :longest],
+                )
+            )
+        return made
 
 
 def completion_ids(groups: Sequence[RolloutGroup]) -> list[list[Tensor]]:
@@ -94,54 +149,20 @@ def sampled_logps(groups: Sequence[RolloutGroup]) -> Tensor:
     return torch.stack([torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in group]) for group in rows])
 
 
-def micro_batches(
-    prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Tensor]],
-    sampled_BGT: Tensor,
-    advantages_BG: Tensor,
-    mask_BGT: Tensor,
-    plan: Sequence[Sequence[int]],
-    totals: Sequence[float],
-    reduction: Reduction,
-    max_tokens: int,
-    accumulate: int,
-    old_BGT: Tensor | None,
-    reference_BGT: Tensor | None,
-) -> list[MicroBatch]:
-    """Cut a rollout batch by ``plan``. ``totals``: for every optimiser step the divisor of its weights, such that
-    Lightning's division by accumulation and the averaging over ranks come out right."""
-    weights_BGT = token_weights(mask_BGT, reduction, max_tokens)
-    made = []
-    for i, members in enumerate(plan):
-        longest = max(1, max(len(ids) for b in members for ids in completions[b]))
-        made.append(
-            MicroBatch(
-                tuple(prompts[b] for b in members),
-                tuple(tuple(completions[b]) for b in members),
-                advantages_BG[list(members)],
-                mask_BGT[list(members), :, :longest],
-                weights_BGT[list(members), :, :longest] / totals[i // accumulate],
-                sampled_BGT[list(members), :, :longest],
-                None if old_BGT is None else old_BGT[list(members), :, :longest],
-                None if reference_BGT is None else reference_BGT[list(members), :, :longest],
-            )
-        )
-    return made
-
-
 def sampler_gap(logps_BGT: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
     """How far the sampler's log-probabilities are from those of the trainer at the same weights: mean and largest difference.
 
-    Both are the same function of the same weights, so all that is left is rounding; more means that ratios are wrong.
+    Both are the same function of the same weights, so only rounding should remain; more means that ratios are wrong.
     """
-    gap_BGT = (logps_BGT.float() - micro.sampled_BGT).abs() * micro.mask_BGT
+    gap_BGT = (logps_BGT.float() - micro.sampled_logps_BGT).abs() * micro.mask_BGT
     return {"sampler_gap": gap_BGT.sum() / micro.mask_BGT.sum().clamp_min(1), "sampler_gap_max": gap_BGT.max()}
 
 
 def pack_state(batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
-    """Micro-batches as plain containers and CPU tensors; a frozen tower's features stand in them instead of pixels."""
+    """Micro-batches as plain containers and CPU tensors, for a checkpoint. A frozen tower's features are kept instead of pixels; words and
+    images before the template are not kept."""
     cpu = torch.device("cpu")
-    moved = [to_device(replace(b, prompts=tuple(replace(p, vision=dict(p.vision)) for p in b.prompts)), cpu) for b in batches]
+    moved = [to_device(replace(b, prompts=tuple(replace(p, vision=dict(p.vision), content=()) for p in b.prompts)), cpu) for b in batches]
     return [{**vars(b), "prompts": [dict(vars(p)) for p in b.prompts]} for b in moved]
 
 

@@ -10,13 +10,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.source import CueBatch, Sample
+from locus_lightning.data.source import CueBatch
 from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
-from locus_lightning.rollout.base import RolloutEngine, Sampling
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.training.base import CueModule
-from locus_lightning.types import CueSample, Question
+from locus_lightning.tasks.base import Task
+from locus_lightning.tasks.parsing import without_opened
+from locus_lightning.training.base import TaskModule
+from locus_lightning.types import Question, Sample
 
 
 def by_image(batch: Iterable[Sample]) -> list[list[Sample]]:
@@ -27,13 +29,14 @@ def by_image(batch: Iterable[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-class SupervisedModule(CueModule):
+class SupervisedModule(TaskModule):
     """Teaches the answer itself: the control of the paper's table on training methods, and the cold start of a toy.
 
     Args:
         backbone: the model.
-        rollout: how completions are drawn in validation.
-        validation: of the held-out answers; null: greedy, 256 tokens.
+        task: what is asked and what is right; null is cue search. Plain questions among the data are a task of their own.
+        rollout: the engine that generates answers in validation.
+        validation: how held-out answers are sampled; null: greedy, 256 tokens.
         train_vision: whether the vision side learns too; null: as the backbone is configured.
         optimizer: from parameters to an optimiser.
         schedule: of the learning rate after the warm-up.
@@ -44,16 +47,17 @@ class SupervisedModule(CueModule):
     def __init__(
         self,
         backbone: Backbone,
+        task: Task | None = None,
         rollout: RolloutEngine | None = None,
-        validation: Sampling | None = None,
+        validation: SamplingParams | None = None,
         train_vision: bool | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=1e-2),
         schedule: Literal["constant", "linear", "cosine"] = "cosine",
         warmup_ratio: float = 0.05,
         reduction: Literal["token", "sequence"] = "token",
     ) -> None:
-        validation = validation or Sampling(temperature=0.0)
-        super().__init__(backbone, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
+        validation = validation or SamplingParams(temperature=0.0)
+        super().__init__(backbone, task, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
         self.train_vision, self.reduction = train_vision, reduction
         self._scores: dict[str, list[float]] = {}
 
@@ -73,8 +77,11 @@ class SupervisedModule(CueModule):
 
     def _answer_logps(self, groups: Sequence[Sequence[Sample]]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N,) from one packed row a group, and what each counts (N,): 0 where it is not of a right answer."""
-        prompts, rests = self.backbone.encode_lessons(groups)
-        answers = [[self.backbone.tokenize_answer(self.backbone.right_answer(sample)) for sample in group] for group in groups]
+        prompts, rests = self.backbone.encode_shared([self.contents(group) for group in groups])
+        answers = [
+            [self.backbone.tokenize_answer(without_opened(self._target(sample), prompt.opened)) for sample in group]
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
         most, none = max(map(len, groups)), prompts[0].ids_P[:0]
         said = [
             [torch.cat(pair) for pair in zip(*row, strict=True)] + [none] * (most - len(row[0])) for row in zip(rests, answers, strict=True)
@@ -90,16 +97,17 @@ class SupervisedModule(CueModule):
 
     # ---- plain questions in validation -----------------------------------------------------------------------------
 
+    def _target(self, sample: Any) -> str:
+        return self.task_of(sample).target_text(sample, self.backbone.frame(sample.image.size))
+
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
-        """Cues are counted as in reinforcement; plain questions by their task: right answers, or IoU where boxes are asked for."""
-        cues = [sample for sample in batch if isinstance(sample, CueSample)]
+        """Samples of the task are counted as in reinforcement; plain questions by their kind, see :class:`QuestionAnswering`."""
+        asked = [sample for sample in batch if not isinstance(sample, Question)]
         questions = [sample for sample in batch if isinstance(sample, Question)]
-        if cues:
-            super().validation_step(CueBatch(cues), batch_idx)
-        if questions:
-            for question, made in zip(questions, self.generate(questions), strict=True):
-                score = self.backbone.mark(question, self.backbone.decode(made.ids_T))
-                self._scores.setdefault(question.task, []).append(score)
+        if asked:
+            super().validation_step(CueBatch(asked), batch_idx)
+        for question, completion in zip(questions, self.answer(questions) if questions else (), strict=True):
+            self._scores.setdefault(question.kind, []).append(completion.score)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of cues, then those of every task."""
@@ -111,6 +119,6 @@ class SupervisedModule(CueModule):
         if self.trainer.world_size > 1:
             every = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(every, own)
-        for task in sorted({task for scores in every for task in scores}):
-            scores = [score for part in every for score in part.get(task, [])]
-            self.log(f"val/task_{task}", sum(scores) / len(scores), rank_zero_only=True)
+        for kind in sorted({kind for scores in every for kind in scores}):
+            scores = [score for part in every for score in part.get(kind, [])]
+            self.log(f"val/task_{kind}", sum(scores) / len(scores), rank_zero_only=True)

@@ -14,9 +14,9 @@ from rich.progress import track
 
 from locus_lightning.backbones.open import open_model
 from locus_lightning.evaluation.runner import THINK
-from locus_lightning.rollout.base import Sampling
+from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.tasks.parsing import payload
+from locus_lightning.tasks.parsing import extract_answer
 
 READS_TAGS = "_reasoning"
 """How lmms-eval names tasks whose own extractor reads the answer block: they are handed the whole text."""
@@ -79,13 +79,13 @@ class Locus(lmms):
             for context, _, *rest in asked
         ]
         most = self.max_new_tokens or (8192 if self.think else int(settings.get("max_new_tokens", 1024)))
-        sampling = Sampling(most, temperature=float(settings.get("temperature") or 0.0))
+        sampling = SamplingParams(most, temperature=float(settings.get("temperature") or 0.0))
         made = HFRollout().generate(self.backbone, self.backbone.encode_turns(turns), 1, sampling)
         answers, rows = [], []
         for (_, _, _, doc_id, task, _), (generation,) in zip(asked, made, strict=True):
             text = self.backbone.decode(generation.ids_T)
             rows.append({"task": task, "doc_id": doc_id, "text": text, "truncated": generation.truncated})
-            answers.append(text if task.endswith(READS_TAGS) else _until(payload(text), settings.get("until")))
+            answers.append(text if task.endswith(READS_TAGS) else _until(extract_answer(text), settings.get("until")))
         if self.raw:
             self.raw.parent.mkdir(parents=True, exist_ok=True)
             with self.raw.open("a") as file:

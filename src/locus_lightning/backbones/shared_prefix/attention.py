@@ -47,6 +47,17 @@ class PackedLayout:
     shape: tuple[int, int]
 
 
+def attach_layout(mask: Tensor, layout: PackedLayout | None) -> None:
+    """Let a mask carry the layout of its packed rows. transformers hands the mask on untouched, also when gradient checkpointing runs a
+    layer again, and takes no further argument."""
+    mask._locus_layout = layout  # type: ignore[attr-defined]
+
+
+def layout_of(mask: Tensor | None) -> PackedLayout | None:
+    """The layout that :func:`attach_layout` gave a mask, or None."""
+    return getattr(mask, "_locus_layout", None)
+
+
 def packed_layout(prompts: Sequence[int], bodies: Sequence[Sequence[int]], length: int, device: torch.device) -> PackedLayout | None:
     """Of rows with these lengths of prompts and completions; None where one dense block is as good."""
     rows, group, longest = len(prompts), len(bodies[0]), max((n for row in bodies for n in row), default=0)
@@ -108,6 +119,16 @@ class SharedPrefix:
     group: int
     slot_R: Tensor
     mask_B11P: Tensor | None = None
+
+
+def attach_prefix(keys: Tensor, prefix: SharedPrefix) -> None:
+    """Let the rows' own keys carry the keys of their prompts: the only road from a cache to the attention function."""
+    keys._locus_prefix = prefix  # type: ignore[attr-defined]
+
+
+def prefix_of(keys: Tensor) -> SharedPrefix | None:
+    """The prompts' keys that :func:`attach_prefix` gave these keys, or None."""
+    return getattr(keys, "_locus_prefix", None)
 
 
 def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, scale: float) -> Tensor:
@@ -200,10 +221,10 @@ def attention(
         seen.see(module, query, key, attention_mask, scaling)
     rows, heads, length, width = query.shape
     shared = key.shape[1]
-    layout: PackedLayout | None = getattr(attention_mask, "packed_layout", None)
+    layout = layout_of(attention_mask)
     if layout is not None and length == layout.source_RS.shape[1]:
         return packed_attention(query, key, value, layout, scaling).transpose(1, 2), None
-    prefix: SharedPrefix | None = getattr(key, "shared_prefix", None)
+    prefix = prefix_of(key)
     if prefix is not None:
         if length > 1:
             raise RuntimeError("a cache of groups takes one token at a time")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from locus_lightning.backbones.shared_prefix.attention import SharedPrefix
+from locus_lightning.backbones.shared_prefix.attention import SharedPrefix, attach_prefix
 
 
 class GroupLayer(DynamicLayer):
     """One layer's keys and values: the prompts' (B, H, P, D), and buffers for the rows' own (R, H, room, D).
 
-    What :meth:`update` returns are the rows' own keys and values; the prompts' come along as ``keys.shared_prefix``, which
-    :func:`~locus_lightning.backbones.shared_prefix.attention.attention` looks for.
+    What :meth:`update` returns are the rows' own keys and values; the prompts' come along as the keys, for
+    :func:`~locus_lightning.backbones.shared_prefix.attention.attention`.
 
     Args:
         keys: what the prompts filled, (B, H, P, D).
@@ -45,7 +45,7 @@ class GroupLayer(DynamicLayer):
             buffer[:, :, self.length : end] = states
         self.length = end
         self._view()
-        self.keys.shared_prefix = self.prefix  # type: ignore[union-attr]
+        attach_prefix(self.keys, self.prefix)  # type: ignore[arg-type]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:

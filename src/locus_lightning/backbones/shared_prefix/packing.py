@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locus_lightning.backbones.shared_prefix.attention import packed_layout
+from locus_lightning.backbones.shared_prefix.attention import attach_layout, packed_layout
 from locus_lightning.types import Prompt
 
 _PAD = -1
@@ -76,8 +76,7 @@ def lay_out(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], 
     mask = _allowed(segments_RS) if share_prefix else segments_RS != _PAD
     if share_prefix:
         bodies = [[max(0, len(c) - 1) for c in completions[b]] for b, _ in plan]
-        # on the mask itself, which transformers hands on untouched, also when gradient checkpointing runs a layer again
-        mask.packed_layout = packed_layout([len(prompts[b].ids_P) for b, _ in plan], bodies, width, device)  # type: ignore[attr-defined]
+        attach_layout(mask, packed_layout([len(prompts[b].ids_P) for b, _ in plan], bodies, width, device))
     return Rows(
         ids_RS,
         mask,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from locus_lightning.backbones.base import CuePrompt
+from locus_lightning.tasks.cue_search import CuePrompt
 
 _TASK = CuePrompt()
 _WORDS = (

@@ -75,6 +75,9 @@ class CueSet(CueDataset):
     ) -> None:
         self.entries, self.make, self.open_image = list(entries), make, open_image
         self.min_texture, self.max_match = min_texture, max_match
+        self._windows: dict[str, list[CueWindow]] = defaultdict(list)
+        for entry in self.entries:
+            self._windows[entry.path].append(entry.window)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -94,7 +97,8 @@ class CueSet(CueDataset):
                 continue
             x1, y1, x2, y2 = entry.window.box
             box = (float(x1), float(y1), float(x2), float(y2))
-            return CueSample(entry.id, image, self.make(image, entry.window), box, tuple(bad))
+            others = tuple(window for window in self._windows[entry.path] if window is not entry.window)
+            return CueSample(entry.id, image, self.make(image, entry.window), box, others=others, quarantined=tuple(bad))
         if not bad:
             raise DataError(f"no cue passes min_texture {self.min_texture} and max_match {self.max_match}; relax data.source.")
         raise DataError(f"none of the {len(bad)} images of this split can be opened, such as {bad[0][0]} ({bad[0][1]}).")

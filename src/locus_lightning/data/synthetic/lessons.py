@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from locus_lightning.cue_samplers.text_cue import TextCues
-from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Sample, Split
+from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Split
 from locus_lightning.data.synthetic.drawing import COLOURS, SHAPES, TEXTURE_WORDS, Look
 from locus_lightning.data.synthetic.scenes import Scene, SceneCues
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import Box, IntBox, Question
+from locus_lightning.types import Box, IntBox, Question, Sample
 
 
 @dataclass(frozen=True)

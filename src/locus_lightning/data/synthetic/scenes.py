@@ -118,7 +118,9 @@ class SceneCues(CueSource):
                 window = sampler.choose([w for w in windows if w.size_bin == wanted], rng)
                 if window is not None:
                     x1, y1, x2, y2 = window.box
-                    return CueSample(name, scene.image, sampler.cue(scene.image, window), (float(x1), float(y1), float(x2), float(y2)))
+                    others = tuple(other for other in windows if other is not window)
+                    box = (float(x1), float(y1), float(x2), float(y2))
+                    return CueSample(name, scene.image, sampler.cue(scene.image, window), box, others=others)
         raise ConfigError(
             f"SceneCues draws no object that the cue sampler takes (mix {sampler.mix}, min_side {sampler.min_side}): "
             f"widen object_size {self.object_size} or the mix."

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import mean
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.boxes import clip_box, iou
+from locus_lightning.boxes import clip_box
 from locus_lightning.data.corpus.corpus import CorpusCues
 from locus_lightning.data.source import CueKey
 from locus_lightning.evaluation.base import Benchmark, Item, Scored
-from locus_lightning.tasks.parsing import parse_response
+from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.types import CueSample
 
 
@@ -29,16 +29,18 @@ class HeldOutCues(Benchmark):
         return [Item(s.id, s.cue.window.size_bin, b"", "", "", boxes=(s.box,)) for s in samples]
 
     def ask(self, item: Item, backbone: Backbone, instruction: str) -> CueSample:
-        """Scene and crop, in the backbone's own prompt."""
+        """Scene and crop, in the words that the model was trained with."""
+        self.task = CueSearch()
+        self.task.adopt(backbone.remembers)
         return self.samples[item.id]
 
     def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
         """See :meth:`Benchmark.read`; the score is the IoU."""
-        sample, response = self.samples[item.id], parse_response(text)
-        if response.box_text is None:
-            return None, 0.0
-        box = clip_box(backbone.frame(sample).to_original(response.box_text), sample.image.size)
-        return str([round(v, 1) for v in box]), iou(box, sample.box)
+        sample = self.samples[item.id]
+        completion = CueSearch().complete(text, sample, backbone.frame(sample.image.size))
+        return (
+            None if completion.box is None else str([round(v, 1) for v in clip_box(completion.box, sample.image.size)])
+        ), completion.score
 
     def figures(self, rows: Sequence[Scored]) -> dict[str, float]:
         """See :meth:`Benchmark.figures`."""

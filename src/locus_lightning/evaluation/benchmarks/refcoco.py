@@ -6,7 +6,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.boxes import clip_box, iou
 from locus_lightning.evaluation.base import Benchmark, Item, find, text_of
 from locus_lightning.evaluation.tables import picture_bytes, rows_of
-from locus_lightning.tasks.parsing import boxes_in, payload
+from locus_lightning.tasks.parsing import boxes_in, extract_answer
 from locus_lightning.types import Question
 
 
@@ -40,9 +40,9 @@ class RefCOCO(Benchmark):
 
     def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
         """See :meth:`Benchmark.read`; the first box counts."""
-        found = boxes_in(payload(text))
+        found = boxes_in(extract_answer(text))
         if not found:
             return None, 0.0
-        plain = item.question()
-        box = clip_box(backbone.frame(plain).to_original(found[0]), plain.image.size)
+        size = item.picture().size
+        box = clip_box(backbone.frame(size).to_original(found[0]), size)
         return str([round(v, 1) for v in box]), float(iou(box, item.boxes[0]) >= 0.5)
