@@ -9,7 +9,6 @@ from typing import Any
 
 import docstring_parser
 
-from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
@@ -27,10 +26,14 @@ from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.synthetic.lessons import SceneLessons, Stage
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
+from locus_lightning.rewards.answer import AnswerReward
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.tasks.cue_search import CuePrompt, CueSearch
+from locus_lightning.tasks.mixture import TaskMixture
+from locus_lightning.tasks.multi_cue import MultiCue
 from locus_lightning.training.cold_start import ColdStart
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.optimizers import MuonAdamW
@@ -41,8 +44,9 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model", "`class_path: LocusModule` or `SupervisedModule`, with `init_args`.", [LocusModule, SupervisedModule]),
     ("model.init_args.backbone", "By class name; every family takes the arguments of `HFBackbone` too.",
      [HFBackbone, LlavaBackbone, LlavaOnevisionBackbone, Qwen2_5_VLBackbone]),
-    ("model.init_args.backbone.init_args.lora, .prompt", "", [LoRA, CuePrompt]),
-    ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward]),
+    ("model.init_args.backbone.init_args.lora", "", [LoRA]),
+    ("model.init_args.task", "By class name; null is `CueSearch`.", [CueSearch, CuePrompt, MultiCue, TaskMixture]),
+    ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward, AnswerReward]),
     ("model.init_args.objective", "", [GRPO]),
     ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, SamplingParams]),
     ("data", "", [CueDataModule]),

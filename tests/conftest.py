@@ -18,7 +18,10 @@ from PIL import Image
 from locus_lightning import plugins
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.toy import save_toy_checkpoint
-from locus_lightning.types import Completion, Cue, CueSample, CueWindow
+from locus_lightning.tasks.base import Task
+from locus_lightning.tasks.cue_search import CueSearch
+from locus_lightning.tasks.question_answering import QuestionAnswering
+from locus_lightning.types import Completion, Content, Cue, CueSample, CueWindow, Question, Sample
 
 torch.set_num_threads(1)
 
@@ -92,5 +95,32 @@ def samples() -> list[CueSample]:
     return [make_sample(), make_sample(60, 130, (3, 60, 30, 110), 1), make_sample(150, 64, (100, 5, 140, 50), 2)]
 
 
-def make_completion(text: str, box: tuple[float, float, float, float] | None = None, well_formed: bool = True) -> Completion:
-    return Completion(text, box, well_formed, truncated=False)
+def make_completion(
+    text: str, box: tuple[float, float, float, float] | None = None, well_formed: bool = True, score: float = 0.0
+) -> Completion:
+    return Completion(text, box, well_formed, truncated=False, score=score)
+
+
+def task_of(sample: Sample) -> Task:
+    """Cue search, or a plain question."""
+    return QuestionAnswering() if isinstance(sample, Question) else CueSearch()
+
+
+def contents(backbone: HFBackbone, samples: list[Sample]) -> list[Content]:
+    """The user messages of samples."""
+    return [task_of(sample).messages(sample, backbone.frame(sample.image.size)) for sample in samples]
+
+
+def target(backbone: HFBackbone, sample: Sample) -> str:
+    """What a perfect model writes."""
+    return task_of(sample).target_text(sample, backbone.frame(sample.image.size))
+
+
+def score(backbone: HFBackbone, sample: Sample, text: str) -> float:
+    """The task's score of a text."""
+    return task_of(sample).complete(text, sample, backbone.frame(sample.image.size)).score
+
+
+def prompt_length(backbone: HFBackbone, sample: Sample) -> int:
+    """Tokens of a sample's prompt."""
+    return backbone.prompt_length(contents(backbone, [sample])[0])

@@ -94,7 +94,7 @@ def test_validate_test_and_predict_read_a_run(locus, tmp_path):
     status, out, _ = locus("validate", "--config", SCENES, "--ckpt_path", "last")
     assert status == 0
     assert "ACC@0.75" in out
-    assert "best trivial box" in out
+    assert "best answer without looking" in " ".join(out.replace("│", " ").split())
     figures = json.loads(Path(out.split("figures: ")[1].strip()).read_text())
     assert {"iou", "acc0.5", "parse_rate"} <= figures.keys()
     assert locus("test", "--config", SCENES, "--ckpt_path", "last")[0] == 0
@@ -130,8 +130,12 @@ def test_a_saved_config_runs_again_with_full_class_paths(locus, tmp_path):
     assert locus("fit", "--config", saved)[0] == 0
 
 
-def test_the_example_plugin_is_named_by_its_class(locus, tmp_path):
+def test_the_example_plugin_is_named_by_its_class(locus, locus_process, tmp_path):
     pytest.importorskip("locus_reward_giou")
+    named = '--model.rewards=[{"class_path": "GIoUReward"}, {"class_path": "FormatReward"}]'
+    process = locus_process("fit", "--config", SCENES, named, "--print_config")  # nothing has imported the plugin there
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
     status, _, err = locus("fit", "--config", SCENES, '--model.rewards=[{"class_path": "GIoUReward"}, {"class_path": "FormatReward"}]')
     assert status == 0, err
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,6 +143,31 @@ def test_the_example_plugin_is_named_by_its_class(locus, tmp_path):
     events = EventAccumulator(str(run_folder(tmp_path)))
     events.Reload()
     assert {"reward/giou", "reward/format", "reward/total"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(("task", "column"), [("JigsawTask", "places right"), ("RotationTask", "accuracy"), ("MultiCue", "mean IoU")])
+def test_a_task_of_another_package_trains_and_is_evaluated(locus, tmp_path, task, column):
+    rewards = '--model.rewards=[{"class_path": "AnswerReward"}, {"class_path": "FormatReward"}]'
+    options = ["--config", SCENES, f"--model.task={task}", rewards, "--model.backbone.checkpoint=toy:llava"]
+    status, out, err = locus("fit", *options)
+    assert status == 0, err
+    assert f"Held-out samples of {task}" in out
+    assert column in out
+    summary = json.loads((run_folder(tmp_path) / "summary.json").read_text())
+    assert summary["task"] == task
+    assert {"floor", "parse_rate", "samples"} <= summary["after"].keys()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder(tmp_path)))
+    events.Reload()
+    assert {"reward/answer", "rollout/floor", "rollout/parse_rate", "val/floor"} <= set(events.Tags()["scalars"])
+    assert "cues" in events.Tags()["images"]
+    status, out, err = locus("validate", *options, "--ckpt_path=last")
+    assert status == 0, err
+    assert column in out
+    status, out, err = locus("fit", "--config", SCENES, "--model.task=RotationTask")
+    assert status == 2
+    assert "IoUReward scores box or boxes answers and RotationTask has degrees answers" in err
 
 
 def test_what_is_logged(locus, tmp_path):
@@ -181,6 +210,12 @@ MISTAKES = {
     "typo in a key": (lambda c: model(c).update(group_sise=4), "group_sise"),
     "typo at the top": (lambda c: c.update(modle={"group_size": 2}), "modle"),
     "wrong type": (lambda c: model(c).update(group_size="many"), "group_size"),
+    "reward that does not fit": (
+        lambda c: model(c).update(task={"class_path": "TaskMixture", "init_args": {"tasks": [{"class_path": "CueSearch"}]}}),
+        "IoUReward scores box or boxes answers and TaskMixture has mixed answers; use AnswerReward",
+    ),
+    "unknown task": (lambda c: model(c).update(task={"class_path": "CueSerch"}), "did you mean 'CueSearch'"),
+    "no reward": (lambda c: model(c).update(rewards=[]), "nothing would be optimised"),
     "G = 1": (lambda c: model(c).update(group_size=1), "group_size is 1"),
     "top-k with ratios": (lambda c: model(c)["sampling"].update(top_k=5), "top_k 5"),
     "batch does not divide": (lambda c: c["data"].update(batch_size=3), "not a multiple"),
@@ -344,15 +379,89 @@ def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, mon
     assert parts == whole
 
 
-def test_a_checkpoint_from_inside_a_step_is_refused(locus, tmp_path):
-    """Validation after micro-step 3 of steps of 2: whoever saves there saves half a step's gradients away."""
-    callback = '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "mid"}}]'
-    assert locus("fit", "--config", SCENES, f"--trainer.callbacks={callback}", "--trainer.val_check_interval=3")[0] == 0
-    (middle,) = tmp_path.rglob("mid*.ckpt")
-    status, _, err = locus("fit", "--config", SCENES, "--ckpt_path", middle)
+class SavesInside(L.Callback):
+    """Saves after the first of two passes of the second optimiser step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            trainer.save_checkpoint("inside.ckpt")
+
+
+def test_a_checkpoint_from_inside_a_step_is_refused(locus, monkeypatch):
+    """Whoever saves there saves half a step's gradients away."""
+    monkeypatch.setitem(sys.modules, "inside", types.SimpleNamespace(SavesInside=SavesInside))
+    monkeypatch.setattr(SavesInside, "__module__", "inside")
+    assert locus("fit", "--config", SCENES, "--trainer.callbacks=inside.SavesInside")[0] == 0
+    status, _, err = locus("fit", "--config", SCENES, "--ckpt_path", "inside.ckpt")
     assert status == 2
     assert "inside an optimiser step" in err
-    assert locus("validate", "--config", SCENES, "--ckpt_path", middle)[0] == 0, "its weights can still be looked at"
+    assert locus("validate", "--config", SCENES, "--ckpt_path", "inside.ckpt")[0] == 0, "its weights can still be looked at"
+
+
+def test_a_validation_interval_counts_optimiser_steps(locus, tmp_path, monkeypatch):
+    validated = []
+
+    class Notes(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            validated.append(trainer.global_step)
+
+    monkeypatch.setitem(sys.modules, "notes", types.SimpleNamespace(Notes=Notes))
+    Notes.__module__ = "notes"
+    options = [
+        "--trainer.callbacks=notes.Notes",
+        "--trainer.val_check_interval=2",
+        "--trainer.max_steps=4",
+        "--trainer.num_sanity_val_steps=0",
+    ]
+    assert locus("fit", "--config", SCENES, *options)[0] == 0
+    assert validated == [2, 4], "with two passes a step"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.groups_per_step=3", "--model.micro_batch_size=2"], "it is a multiple of 1 process(es) x model.micro_batch_size 2"),
+        (["--model.groups_per_step=4", "--trainer.accumulate_grad_batches=2"], "takes 4 passes an optimiser step, and"),
+        (["--model.groups_per_step=4", "--trainer.accumulate_grad_batches=1"], "data.batch_size 2 is not a multiple of"),
+    ],
+)
+def test_batch_geometries_that_contradict_are_one_sentence(locus, options, message):
+    status, _, err = locus("fit", "--config", SCENES, *options)
+    assert status == 2
+    assert message in err
+
+
+def test_groups_per_step_decides_the_rest(locus, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = ["--model.groups_per_step=4", "--model.micro_batch_size=2", "--data.batch_size=null", "--trainer.accumulate_grad_batches=1"]
+    status, _, err = locus("fit", "--config", SCENES, *options)
+    assert status == 0, err
+    assert "4 prompts an optimiser step (1 process(es) x 2 passes of 2); a rollout batch of 4 prompts serves 2 step(s)" in caplog.text
+
+
+def test_short_forms_mean_what_the_long_ones_do(locus, tmp_path):
+    long = yaml.safe_load(SCENES.read_text())
+    arguments = model(long)
+    (tmp_path / "short.yaml").write_text(
+        yaml.safe_dump(
+            {**long, "checkpoint": "toy:llava", "model": {**arguments, "backbone": {"coordinates": "pixels", "dtype": "float64"}}}
+        )
+    )
+    assert locus("fit", "--config", "short.yaml", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")[0] == 0
+    saved = yaml.safe_load(next(tmp_path.rglob("config.yaml")).read_text())
+    backbone = model(saved)["backbone"]
+    assert saved["model"]["class_path"].endswith("LocusModule")
+    assert backbone["class_path"].endswith("AutoBackbone")
+    assert backbone["init_args"]["family"] == {"coordinates": "pixels"}
+    assert (backbone["init_args"]["checkpoint"], backbone["init_args"]["dtype"]) == ("toy:llava", "float64")
+    status, _, err = locus("fit", "--config", "short.yaml", "--checkpoint", "./nowhere")
+    assert status == 2
+    assert "'./nowhere' is no folder here" in err
+    both = {**long, "checkpoint": "a", "model": {**arguments, "backbone": {"checkpoint": "b"}}}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(both))
+    status, _, err = locus("fit", "--config", "both.yaml")
+    assert status == 2
+    assert "names two checkpoints, a and b" in err
 
 
 def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(locus, tmp_path):

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from locus_lightning.analysis import interventions as behaviour
-from locus_lightning.analysis.attention_maps import AttentionMap, attention_layers, look
+from locus_lightning.analysis.attention_maps import AttentionMap, attention_map
 from locus_lightning.analysis.interventions import Asked, suppressed
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.boxes import raster
 from locus_lightning.types import Question
+from tests.conftest import contents
 
 SIZES = [(128, 96), (60, 150), (97, 97)]
 
@@ -29,12 +30,12 @@ def test_the_last_querys_attention_is_that_of_eager_attention(make_backbone, fam
     backbone = make_backbone(family)
     noise = np.random.default_rng(0).integers(0, 255, (70, 110, 3), dtype=np.uint8)
     question = Question("q", Image.fromarray(noise), "What is this?", "noise")
-    found = look(backbone, question, after)
-    inputs = backbone._process([backbone.prompt_text(backbone.turn(question)) + after], [backbone.prepare_image(question.image)])
+    found = attention_map(backbone, question, after)
+    inputs = backbone._process([backbone.prompt_text(contents(backbone, [question])[0]) + after], [backbone.prepare_image(question.image)])
     backbone.hf.set_attn_implementation("eager")
     with torch.no_grad():
         theirs = backbone.hf(**inputs, output_attentions=True).attentions
-    tokens = backbone.image_tokens(backbone.prompts([question])[0])
+    tokens = backbone.image_tokens(backbone.encode_pixels(contents(backbone, [question]))[0])
     expected = torch.stack([layer[0, :, -1].mean(0)[tokens] for layer in theirs])
     assert found.weights_LN.shape == expected.shape
     assert torch.allclose(found.weights_LN, expected, atol=1e-5)
@@ -49,7 +50,7 @@ def test_a_token_stands_for_the_part_of_the_image_that_changes_it(make_backbone,
     for corner in ((0.1, 0.1), (0.7, 0.15), (0.2, 0.75), (0.75, 0.7)):
         x, y = int(corner[0] * w), int(corner[1] * h)
         box = (x, y, x + max(9, w // 8), y + max(9, h // 8))
-        plain, spotted = backbone.prompts([asked(w, h), asked(w, h, box)])
+        plain, spotted = backbone.encode_pixels(contents(backbone, [asked(w, h), asked(w, h, box)]))
         cells = backbone.image_cells(plain, size)
         with torch.no_grad():
             before, after = (torch.cat(backbone.vision_features([p])[0]) for p in (plain, spotted))
@@ -79,11 +80,11 @@ def test_attention_in_box_counts_cells_that_touch():
 
 def test_watching_costs_memory_by_the_token_not_by_its_square(make_backbone):
     backbone = make_backbone("llava")
-    layers = attention_layers(backbone)
+    layers = backbone.attention_layers()
     with attention.watch(layers) as seen:
-        look(backbone, asked(60, 60))
+        attention_map(backbone, asked(60, 60))
     kept = sum(value.numel() for value in seen.found.values())
-    length = len(backbone.prompts([asked(60, 60)])[0].ids_P)
+    length = len(backbone.encode_pixels(contents(backbone, [asked(60, 60)]))[0].ids_P)
     assert kept == len(layers) * length
     assert not attention._watching
     assert 28 * 4500 * 4 < 100e6, "4,500 tokens of a 28-layer model, float32"
@@ -104,12 +105,12 @@ def test_context_and_grounding_mark_what_was_said(make_backbone, monkeypatch):
     asked = [
         Asked(Question(str(i), image, "What?", "A"), (box,), lambda text: text == "A", (Question("", image, "Find", ""),)) for i in range(3)
     ]
-    frame = backbone.frame(asked[0].question)
+    frame = backbone.frame(image.size)
     said = {"questions": ["A", "B", "A"], "targets": [frame.to_text(box), "nowhere", "<answer>[0, 0, 1000, 1000]</answer>"],
             "full image": ["A", "B", "B"], "targets alone": ["A", "A", "B"]}  # fmt: skip
-    monkeypatch.setattr(behaviour, "say", lambda backbone, questions, about="": said[about])
-    assert behaviour.context(backbone, asked) == [(True, True), (False, True), (False, False)]
-    rows = behaviour.grounding(backbone, asked)
+    monkeypatch.setattr(behaviour, "say", lambda backbone, engine, questions, about: said[about])
+    assert behaviour.context(backbone, None, asked) == [(True, True), (False, True), (False, False)]
+    rows = behaviour.grounding(backbone, None, asked)
     assert [row.right for row in rows] == [True, False, True]
     assert rows[0].iou == pytest.approx(1.0)
     assert rows[1].iou == 0

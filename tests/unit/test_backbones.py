@@ -9,23 +9,22 @@ import torch
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.auto import AutoBackbone
-from locus_lightning.backbones.base import CuePrompt
 from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.rollout.base import SamplingParams
-from locus_lightning.rollout.hf import HFRollout, draw
-from locus_lightning.tasks.parsing import parse_response
+from locus_lightning.rollout.hf import HFRollout, sample_token
+from locus_lightning.tasks.cue_search import CuePrompt, CueSearch
 from locus_lightning.types import Question
-from tests.conftest import FAMILIES, make_sample
+from tests.conftest import FAMILIES, contents, make_sample, prompt_length, target
 
 SIX = SamplingParams(max_new_tokens=6, temperature=0.8)
 
 
 def rollouts(backbone, samples, n=3, sampling=SIX, seed=0):
     torch.manual_seed(seed)
-    prompts = backbone.encode(samples)
+    prompts = backbone.encode(contents(backbone, samples))
     groups = HFRollout().generate(backbone, prompts, n, sampling)
     return prompts, groups, [[g.ids_T for g in group] for group in groups]
 
@@ -185,7 +184,7 @@ def test_merging_for_decoding_leaves_every_weight_as_it_was(make_backbone, famil
     logps = []
     for merge in (True, False):
         torch.manual_seed(0)
-        groups = HFRollout(merge_adapters=merge).generate(backbone, backbone.encode(samples), 2, SIX)
+        groups = HFRollout(merge_adapters=merge).generate(backbone, backbone.encode(contents(backbone, samples)), 2, SIX)
         logps.append(torch.cat([made.logps_T for group in groups for made in group]))
     assert torch.allclose(*logps, atol=1e-4)
     quantised = make_backbone("llava", lora=LoRA(rank=2), quantize="nf4")
@@ -224,7 +223,7 @@ def test_a_prompt_alone_and_among_others_is_the_same(make_backbone, family, samp
     """Left padding, and the positions of multimodal rotary embeddings, change nothing; nor does state of other prompts."""
     backbone = make_backbone(family, dtype="float64")
     greedy = SamplingParams(max_new_tokens=5, temperature=0.0)
-    prompts = backbone.encode(samples)
+    prompts = backbone.encode(contents(backbone, samples))
     together = HFRollout().generate(backbone, prompts, 1, greedy)
     for prompt, (made,) in zip(prompts, together, strict=True):
         (alone,) = HFRollout().generate(backbone, [prompt], 1, greedy)[0]
@@ -235,10 +234,10 @@ def test_a_prompt_alone_and_among_others_is_the_same(make_backbone, family, samp
 def test_generation_agrees_with_transformers_own(make_backbone, family):
     backbone = make_backbone(family, dtype="float64")
     sample = make_sample()
-    (prompt,) = backbone.encode([sample])
+    (prompt,) = backbone.encode(contents(backbone, [sample]))
     ((made,),) = HFRollout().generate(backbone, [prompt], 1, SamplingParams(max_new_tokens=6, temperature=0.0))
     out = backbone.processor(
-        text=[backbone.prompt_text(backbone.turn(sample))],
+        text=[backbone.prompt_text(contents(backbone, [sample])[0])],
         images=[backbone.prepare_image(sample.image), backbone.prepare_image(sample.cue.image)],
         return_tensors="pt",
     )
@@ -251,7 +250,7 @@ def test_generation_agrees_with_transformers_own(make_backbone, family):
 def test_each_image_stands_behind_its_label(make_backbone, family):
     """Also where the family's chat template moves images to the front."""
     backbone = make_backbone(family)
-    text = backbone.prompt_text(backbone.turn(make_sample()))
+    text = backbone.prompt_text(contents(backbone, [make_sample()])[0])
     mark = backbone.processor.image_token
     first, second = text.index(mark), text.rindex(mark)
     assert text.count(mark) == 2
@@ -264,14 +263,14 @@ def test_changing_either_image_changes_the_logps(make_backbone, family, which):
     sample, other = make_sample(seed=0), make_sample(seed=1)
     changed = replace(sample, image=other.image) if which == "image" else replace(sample, cue=other.cue)
     answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
-    before, _ = backbone.logps(backbone.encode([sample]), answer)
-    after, _ = backbone.logps(backbone.encode([changed]), answer)
+    before, _ = backbone.logps(backbone.encode(contents(backbone, [sample])), answer)
+    after, _ = backbone.logps(backbone.encode(contents(backbone, [changed])), answer)
     assert (before - after).abs().max() > 1e-6
 
 
 def test_image_tokens_equal_features(make_backbone, family, samples):
     backbone = make_backbone(family)
-    for prompt in backbone.encode(samples):
+    for prompt in backbone.encode(contents(backbone, samples)):
         placeholders = sum(int((prompt.ids_P == i).sum()) for i in backbone.banned_ids)
         assert placeholders == sum(len(image) for image in prompt.features)
         assert len(prompt.features) >= (1 if family in ("idefics3", "smolvlm") else 2)
@@ -287,7 +286,7 @@ def test_placeholder_ids_are_never_sampled(make_backbone, family):
         for banned in backbone.banned_ids:
             head.weight[banned] = hidden.mean(0) * 1000
     assert backbone.banned_ids
-    tokens, logps = draw(backbone.next_token_logits(hidden), SamplingParams())
+    tokens, logps = sample_token(backbone.next_token_logits(hidden), SamplingParams())
     assert not torch.isin(tokens, torch.tensor(backbone.banned_ids)).any()
     assert torch.isfinite(logps).all()
 
@@ -303,7 +302,7 @@ def test_every_end_id_ends_and_stays_in_the_completion(make_backbone):
             return torch.full_like(original(hidden, temperature), -50.0).index_fill(-1, torch.tensor([wanted]), 0.0)
 
         backbone.next_token_logits = only
-        ((made,),) = HFRollout().generate(backbone, backbone.encode([make_sample()]), 1, SIX)
+        ((made,),) = HFRollout().generate(backbone, backbone.encode(contents(backbone, [make_sample()])), 1, SIX)
         backbone.next_token_logits = original
         assert made.ids_T.tolist() == [wanted]
         assert not made.truncated
@@ -320,7 +319,7 @@ def test_a_completion_cut_off_is_truncated(make_backbone):
 @pytest.mark.parametrize("settings", [{}, {"train_vision": True}, {"lora": LoRA(rank=4)}, {"lora": LoRA(rank=4), "train_vision": True}])
 def test_gradients_reach_what_is_trainable_and_nothing_else(make_backbone, family, settings):
     backbone = make_backbone(family, **settings)
-    prompts = backbone.encode([make_sample()])
+    prompts = backbone.encode(contents(backbone, [make_sample()]))
     backbone.logps(prompts, [[backbone.tokenize_answer("[1, 2, 3, 4]")]])[0].sum().backward()
     vision = {id(p) for p in loading.vision_parameters(backbone.hf)}
     reached = {n: p for n, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -335,7 +334,7 @@ def test_gradients_reach_what_is_trainable_and_nothing_else(make_backbone, famil
 def test_reference_is_the_model_before_training(make_backbone, family, settings):
     backbone = make_backbone(family, **settings)
     backbone.freeze_reference()
-    prompts = backbone.encode([make_sample()])
+    prompts = backbone.encode(contents(backbone, [make_sample()]))
     answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
     before, _ = backbone.logps(prompts, answer)
     trained = [p for p in backbone.parameters() if p.requires_grad]
@@ -379,30 +378,30 @@ def test_a_right_answer_is_read_back_as_the_box(make_backbone, family):
     backbone = make_backbone(family)
     for size, box in [((640, 480), (200, 120, 216, 140)), ((300, 900), (20, 500, 90, 640)), ((57, 33), (3, 4, 30, 29))]:
         sample = make_sample(*size, box)
-        frame = backbone.frame(sample)
-        read = parse_response(backbone.right_answer(sample))
-        assert read.well_formed
-        back = frame.to_original(read.box_text)
+        frame = backbone.frame(sample.image.size)
+        completion = CueSearch().complete(target(backbone, sample), sample, frame)
+        assert completion.well_formed
+        back = completion.box
         steps = (*frame.resolution, *frame.resolution)
         assert all(abs(a - b) <= 1.01 * s for a, b, s in zip(back, sample.box, steps, strict=True))
-        ids = backbone.tokenize_answer(backbone.right_answer(sample))
+        ids = backbone.tokenize_answer(target(backbone, sample))
         assert ids[-1].item() in backbone.eos_ids
-        assert backbone.decode(ids) == backbone.right_answer(sample)
+        assert backbone.decode(ids) == target(backbone, sample)
 
 
 def test_qwen_frame_is_that_of_the_processors_own_resize(make_backbone):
     backbone = make_backbone("qwen2_5_vl")
     for size in [(100, 80), (640, 480), (33, 57), (500, 40)]:
         sample = make_sample(*size, (2, 2, 20, 20))
-        (prompt,) = backbone.encode([sample])
+        (prompt,) = backbone.encode(contents(backbone, [sample]))
         _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
-        assert backbone.frame(sample).extent == (columns * 14, rows * 14)
+        assert backbone.frame(sample.image.size).extent == (columns * 14, rows * 14)
 
 
 def test_rollouts_and_updates_are_the_same_function_in_train_mode(make_backbone, samples):
     backbone = make_backbone("llava", gradient_checkpointing=True, lora=LoRA(rank=4))
     answer = [[backbone.tokenize_answer("[1, 2, 3, 4]")] for _ in samples]
-    prompts = backbone.encode(samples)
+    prompts = backbone.encode(contents(backbone, samples))
     backbone.eval()
     before, _ = backbone.logps(prompts, answer)
     backbone.train()
@@ -435,9 +434,9 @@ def test_save_and_load_round_trip(make_backbone, family, tmp_path):
     again = FAMILIES[family](str(tmp_path / "model"))
     again.check()
     again.load()
-    prompts, answer = backbone.encode([make_sample()]), [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
+    prompts, answer = backbone.encode(contents(backbone, [make_sample()])), [[backbone.tokenize_answer("[1, 2, 3, 4]")]]
     before, _ = backbone.logps(prompts, answer)
-    after, _ = again.logps(again.encode([make_sample()]), answer)
+    after, _ = again.logps(again.encode(contents(again, [make_sample()])), answer)
     assert torch.allclose(before, after, atol=1e-6)
     assert list((tmp_path / "model").glob("*.safetensors"))
 
@@ -445,7 +444,7 @@ def test_save_and_load_round_trip(make_backbone, family, tmp_path):
 def test_draw_follows_the_distribution():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, 2.0, float("-inf")])
-    tokens, logps = draw(logits.expand(20_000, 4), SamplingParams())
+    tokens, logps = sample_token(logits.expand(20_000, 4), SamplingParams())
     shares = torch.bincount(tokens, minlength=4) / len(tokens)
     assert torch.allclose(shares, logits.softmax(0), atol=0.015)
     assert torch.allclose(logps, logits.log_softmax(0)[tokens])
@@ -453,9 +452,9 @@ def test_draw_follows_the_distribution():
 
 def test_top_k_and_top_p_keep_what_they_say():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, 4)
-    assert draw(logits, SamplingParams(top_k=2))[0].max() == 1
-    assert draw(logits, SamplingParams(top_p=0.6))[0].max() == 0
-    assert (draw(logits, SamplingParams(temperature=0.0))[0] == 0).all()
+    assert sample_token(logits, SamplingParams(top_k=2))[0].max() == 1
+    assert sample_token(logits, SamplingParams(top_p=0.6))[0].max() == 0
+    assert (sample_token(logits, SamplingParams(temperature=0.0))[0] == 0).all()
 
 
 def test_a_checkpoint_holds_the_reference_only_where_it_lies_on_no_disk(make_backbone, toy_folder):
@@ -500,7 +499,7 @@ def test_the_generic_backbone_gives_what_the_familys_own_gives(make_backbone, fa
     own, square = make_backbone(family, dtype="float64"), make_sample(64, 64, (5, 5, 40, 40))  # square: LLaVA's pads others
     asked = Question("q", square.image, "What is this?", "a circle")
     answer = [[own.tokenize_answer("[1, 2, 3, 4]")]]
-    one, other = (b.logps(b.encode([asked]), answer)[0] for b in (generic, own))
+    one, other = (b.logps(b.encode(contents(b, [asked])), answer)[0] for b in (generic, own))
     assert torch.allclose(one, other, atol=1e-9)
 
 
@@ -514,7 +513,7 @@ def test_the_generic_backbone_refuses_what_it_would_run_wrongly(family):
 @pytest.mark.parametrize(("frame", "extent"), [("thousandths", 1000), ("fractions", 1), ("padded_fractions", 1), ("original_pixels", None)])
 def test_the_generic_frame_is_the_stated_one(frame, extent):
     sample = make_sample(90, 30, (5, 5, 25, 25))
-    found = GenericBackbone("toy:llava", frame=frame).frame(sample)
+    found = GenericBackbone("toy:llava", frame=frame).frame(sample.image.size)
     assert found.extent == ((extent, extent) if extent else (90, 30))
     assert (found.offset != (0, 0)) is (frame == "padded_fractions")
 
@@ -525,7 +524,7 @@ def test_the_generic_frame_is_the_stated_one(frame, extent):
 )
 def test_a_budget_saves_tokens(make_backbone, family, setting, value):
     sample = make_sample(300, 220, (5, 5, 200, 180))
-    assert make_backbone(family, **{setting: value}).prompt_length(sample) < make_backbone(family).prompt_length(sample)
+    assert prompt_length(make_backbone(family, **{setting: value}), sample) < prompt_length(make_backbone(family), sample)
 
 
 def test_budgets_that_cannot_be_are_refused(make_backbone):
@@ -564,11 +563,11 @@ def test_an_image_is_never_cut_off(make_backbone):
     backbone = make_backbone("qwen2_5_vl")
     backbone.hf.config.get_text_config().max_position_embeddings = 60
     with pytest.raises(ConfigError, match=r"a prompt has \d+ tokens and toy:qwen2_5_vl reads 60.*max_pixels"):
-        backbone.encode([make_sample()])
+        backbone.encode(contents(backbone, [make_sample()]))
     from locus_lightning.errors import DataError
 
     with pytest.raises(DataError, match="over 200 times as long as wide"):
-        backbone.encode([make_sample(4020, 20, (0, 0, 20, 20))])
+        backbone.encode(contents(backbone, [make_sample(4020, 20, (0, 0, 20, 20))]))
 
 
 @pytest.mark.parametrize(
@@ -578,18 +577,22 @@ def test_an_image_is_never_cut_off(make_backbone):
 )  # fmt: skip
 def test_a_saved_folder_remembers_frame_and_prompt(tmp_path, family, settings, model):
     prompt = CuePrompt(before_image="One: ", instruction=" Where?")
-    saved = (model or FAMILIES[family])(f"toy:{family}", prompt=prompt, **settings)
+    saved = (model or FAMILIES[family])(f"toy:{family}", **settings)
     saved.load()
-    saved.save_pretrained(tmp_path)
+    saved.save_pretrained(tmp_path, CueSearch(prompt).remember())
     again = AutoBackbone(str(tmp_path))
     again.check()
     again.load()
     assert type(again) is type(saved)
-    assert again.prompt == prompt
+    task = CueSearch()
+    task.adopt(again.remembers)
+    assert task.prompt == prompt
     assert again.family_settings() == saved.family_settings()
     sample = make_sample()
-    assert again.frame(sample) == saved.frame(sample)
-    assert AutoBackbone(str(tmp_path), prompt=CuePrompt()).prompt == CuePrompt(), "what is asked for goes before what is remembered"
+    assert again.frame(sample.image.size) == saved.frame(sample.image.size)
+    stated = CueSearch(CuePrompt())
+    stated.adopt(again.remembers)
+    assert stated.prompt == CuePrompt(), "what is asked for goes before what is remembered"
 
 
 def test_a_folder_cannot_name_code_to_run(tmp_path, toy_folder):
@@ -598,5 +601,5 @@ def test_a_folder_cannot_name_code_to_run(tmp_path, toy_folder):
     (tmp_path / "locus.json").write_text('{"backbone": "antigravity.geohash", "family": {}, "prompt": {}}')
     assert type(AutoBackbone(str(tmp_path))) is FAMILIES["llava"]
     (tmp_path / "locus.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is not the record of a saved backbone"):
         AutoBackbone(str(tmp_path))

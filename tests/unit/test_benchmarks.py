@@ -17,7 +17,9 @@ from locus_lightning.evaluation.base import Scored, extract_yes_no
 from locus_lightning.evaluation.benchmarks import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
 from locus_lightning.evaluation.html import page
 from locus_lightning.evaluation.runner import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
+from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.parsing import extract_answer
+from tests.conftest import contents
 
 
 def jpeg(seed=0, size=(64, 48)):
@@ -179,9 +181,9 @@ def test_refcoco_counts_every_expression(tmp_path, make_backbone):
     assert items[0].boxes == ((8.0, 6.0, 32.0, 26.0),)
     assert len(benchmark.malformed) == 1
     asked = benchmark.ask(items[0], backbone, "")
-    assert "left dog" in backbone.turn(asked)[1]
-    assert "thousandths" in backbone.turn(asked)[1]
-    right = f"<answer>{backbone.frame(asked).to_text(items[0].boxes[0])}</answer>"
+    assert "left dog" in contents(backbone, [asked])[0][1]
+    assert "thousandths" in contents(backbone, [asked])[0][1]
+    right = f"<answer>{backbone.frame(asked.image.size).to_text(items[0].boxes[0])}</answer>"
     assert benchmark.read(items[0], right, backbone)[1] == 1
     assert benchmark.read(items[0], "[0, 0, 1000, 1000]", backbone)[1] == 0
     assert benchmark.read(items[0], "on the left", backbone) == (None, 0.0)
@@ -209,31 +211,31 @@ def vstar_folder(root, number=6):
 def test_an_evaluation_goes_on_where_it_stopped_and_gives_the_same_figures(tmp_path, make_backbone, monkeypatch):
     data, backbone = vstar_folder(tmp_path / "data"), make_backbone("llava")
     settings = Settings(max_new_tokens=4, batch_size=2)
-    whole = evaluate(backbone, "toy", VStar(data), tmp_path / "whole", settings)
+    whole = evaluate(backbone, "toy", VStar(data), tmp_path / "whole", settings, HFRollout())
     assert whole["questions"] == 6
     assert len(whole["malformed"]) == 1
     lines = (tmp_path / "whole" / ANSWERS).read_text().splitlines()
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / ANSWERS).write_text("\n".join(lines[:4]) + '\n{"id": "3", "te')  # killed while writing
     asked = []
-    original = type(backbone).encode
-    monkeypatch.setattr(type(backbone), "encode", lambda self, some: asked.extend(q.id for q in some) or original(self, some))
-    again = evaluate(backbone, "toy", VStar(data), tmp_path / "part", settings)
-    assert asked == ["3", "4", "5"]
+    original = VStar.ask
+    monkeypatch.setattr(VStar, "ask", lambda self, item, *more: asked.append(item.id) or original(self, item, *more))
+    again = evaluate(backbone, "toy", VStar(data), tmp_path / "part", settings, HFRollout())
+    assert asked == ["3", "4", "5", "0"], "the missing ones, and the first one for the record of the prompt"
     assert again == whole
     assert json.loads((tmp_path / "part" / RESULT).read_text()) == whole
-    evaluate(backbone, "toy", VStar(data), tmp_path / "part", settings)
-    assert len(asked) == 3, "nothing is asked twice"
+    evaluate(backbone, "toy", VStar(data), tmp_path / "part", settings, HFRollout())
+    assert asked[4:] == ["0"], "nothing is asked twice"
     with pytest.raises(ConfigError, match="max_new_tokens 4, not 5"):
-        evaluate(backbone, "toy", VStar(data), tmp_path / "part", Settings(max_new_tokens=5))
+        evaluate(backbone, "toy", VStar(data), tmp_path / "part", Settings(max_new_tokens=5), HFRollout())
     others = vstar_folder(tmp_path / "others")
     rows = others / "test_questions.jsonl"
     rows.write_text(rows.read_text().replace("red", "green", 1))
     with pytest.raises(ConfigError, match="answers with data"):
-        evaluate(backbone, "toy", VStar(others), tmp_path / "part", settings)
+        evaluate(backbone, "toy", VStar(others), tmp_path / "part", settings, HFRollout())
     other = make_backbone("llava", seed=1)
     with pytest.raises(ConfigError, match="weights"):
-        evaluate(other, "toy", VStar(data), tmp_path / "part", settings)
+        evaluate(other, "toy", VStar(data), tmp_path / "part", settings, HFRollout())
 
 
 def test_differences_are_paired_and_seeded():
@@ -256,7 +258,7 @@ def test_differences_are_paired_and_seeded():
 
 def test_the_page_shows_what_was_won_and_lost(tmp_path, make_backbone):
     data, backbone = vstar_folder(tmp_path / "data"), make_backbone("llava")
-    one = evaluate(backbone, "<one>", VStar(data), tmp_path / "one", Settings(max_new_tokens=4))
+    one = evaluate(backbone, "<one>", VStar(data), tmp_path / "one", Settings(max_new_tokens=4), HFRollout())
     two = json.loads(json.dumps(one))
     two["model"] = "two"
     two["scores"]["0"]["score"] = 1.0

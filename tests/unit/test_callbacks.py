@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from locus_lightning.callbacks.pictures import colour_of, completions_table, contact_sheet, draw_group
+from locus_lightning.callbacks.pictures import completions_table
 from locus_lightning.callbacks.summary import Summary
 from locus_lightning.rollout.base import SamplingParams
-from locus_lightning.tasks.metrics import CueMetrics
+from locus_lightning.tasks.cue_search import CueMetrics, CueSearch
+from locus_lightning.tasks.pictures import colour_of, contact_sheet
 from locus_lightning.types import RolloutGroup
 from tests.conftest import make_completion, make_sample
 
@@ -31,14 +32,14 @@ def test_rewards_are_coloured_from_red_to_green():
 
 
 def test_the_true_box_is_drawn_where_it_is(group):
-    picture = np.asarray(draw_group(group, side=400))
-    scale = 400 / 100
+    picture = np.asarray(CueSearch().draw(group))
+    scale = 448 / 100
     x, y = round(10 * scale), round((12 + 40) / 2 * scale) + 24
-    assert (picture[y, x : x + 2] == 255).all(), "white on the left edge of the true box"
+    assert (picture[y, x - 1 : x + 2] == 255).all(axis=1).any(), "white on the left edge of the true box"
 
 
 def test_a_sheet_holds_all_groups(group):
-    one, three = contact_sheet([group]), contact_sheet([group] * 3)
+    one, three = contact_sheet(CueSearch(), [group]), contact_sheet(CueSearch(), [group] * 3)
     assert three.size == (2 * one.width, 2 * one.height)
 
 
@@ -52,27 +53,29 @@ def test_best_and_worst_are_in_the_table(group):
 def test_metrics_by_size_bin_and_the_floor():
     metrics = CueMetrics()
     metrics.update(
-        [make_completion("", (0, 0, 20, 20)), make_completion("", None, False)], [make_sample(100, 100, (0, 0, 20, 20), s) for s in (0, 1)]
+        [make_completion("", (0, 0, 20, 20), score=1.0), make_completion("", None, False)],
+        [make_sample(100, 100, (0, 0, 20, 20), s) for s in (0, 1)],
     )
-    metrics.update([make_completion("", (0, 0, 50, 100))], [make_sample(100, 100, (0, 0, 100, 100))])
+    metrics.update([make_completion("", (0, 0, 50, 100), score=0.5)], [make_sample(100, 100, (0, 0, 100, 100))])
     figures = {name: float(value) for name, value in metrics.compute().items()}
     assert figures["iou"] == pytest.approx(0.5)
     assert figures["acc0.5"] == pytest.approx(2 / 3)
     assert figures["acc0.75"] == pytest.approx(1 / 3)
-    assert figures["cues"] == 3
+    assert figures["samples"] == 3
     assert figures["parse_rate"] == pytest.approx(2 / 3)
     assert figures["area_ratio"] == pytest.approx(0.75)
     assert figures["floor"] == pytest.approx((1 + 0.04 + 0.04) / 3), "the whole image is the best single trivial box here"
 
 
 def test_the_summary_is_written_and_printed(tmp_path, capsys):
-    after = {"val/iou": 0.5, "val/acc0.5": 0.6, "val/acc0.75": 0.2, "val/cues": 10.0, "val/floor": 0.1, "val/parse_rate": 1.0}
+    after = {"val/iou": 0.5, "val/acc0.5": 0.6, "val/acc0.75": 0.2, "val/samples": 10.0, "val/floor": 0.1, "val/parse_rate": 1.0}
     summary = Summary()
     summary.seconds["rollout"] = 12.3456
     summary.finish(
         tmp_path / "run",
         {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5},
         after,
+        CueSearch(),
         SamplingParams(temperature=0.0),
         3,
         {},

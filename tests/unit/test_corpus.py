@@ -18,6 +18,7 @@ from locus_lightning.data.corpus.text_cues import read_answers, write_requests
 from locus_lightning.data.source import CueKey
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import SceneObject
+from tests.conftest import contents
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def photos(tmp_path):
     return BuildSettings(str(tmp_path / "instances.json"), str(folder), val_fraction=0.2)
 
 
-def contents(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): corpus.digest(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
 
 
@@ -82,7 +83,7 @@ def test_the_same_for_any_number_of_workers_and_interruptions(photos, tmp_path, 
         CorpusCues(str(tmp_path / "two")).check()
     monkeypatch.setattr(building, "windows_of", real)
     build(settings, tmp_path / "two", workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
     again = build(settings, tmp_path / "two")
     assert again["counts"] == read_manifest(tmp_path / "two", deep=True)["counts"]
 
@@ -205,7 +206,7 @@ def test_words_take_the_place_of_crop_and_instruction(make_backbone, samples):
 
     backbone = make_backbone("qwen2_5_vl")
     spoken = replace(samples[0], cue=replace(samples[0].cue, text="the left mug"))
-    crop, words = backbone.encode([samples[0], spoken])
+    crop, words = backbone.encode(contents(backbone, [samples[0], spoken]))
     assert "the left mug" in words.text
     assert words.text.count("<|image_pad|>") < crop.text.count("<|image_pad|>") or words.vision["image_grid_thw"].shape[0] == 1
     assert crop.vision["image_grid_thw"].shape[0] == 2

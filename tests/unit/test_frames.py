@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from locus_lightning.tasks.parsing import parse_response, write_response
-from tests.conftest import FAMILIES, make_sample
+from locus_lightning.tasks.parsing import parse_boxes, write_response
+from tests.conftest import FAMILIES, make_sample, prompt_length
 
 SIZES = [(640, 480), (480, 640), (21, 17), (3840, 2160), (1200, 150), (110, 900), (97, 97)]
 
@@ -49,7 +47,7 @@ def test_what_is_drawn_is_seen_where_the_frame_says(backbone, size):
     bright = grey > (grey.max() + grey.min()) / 2 + 0.05 * np.ptp(grey)
     where = [np.flatnonzero(bright.any(axis)) for axis in (0, 1)]
     found = (where[0][0], where[1][0], where[0][-1] + 1, where[1][-1] + 1)
-    frame = backbone.frame(SimpleNamespace(image=image))
+    frame = backbone.frame(image.size)
     height, width = grey.shape
     tolerance = 2.5 if "idefics" in backbone.checkpoint or "smolvlm" in backbone.checkpoint else 1.5  # those resize twice
     for got, stated, extent, side in zip(
@@ -67,14 +65,14 @@ def test_a_box_is_read_back_within_the_frames_rounding(backbone, w, h, corners):
         return
     x1, y1 = int(corners[0] * (w - 16)), int(corners[1] * (h - 16))
     box = (float(x1), float(y1), float(x1 + 16 + int(corners[2] * (w - 16 - x1))), float(y1 + 16 + int(corners[3] * (h - 16 - y1))))
-    frame = backbone.frame(SimpleNamespace(image=SimpleNamespace(size=(w, h), width=w, height=h)))
-    read = parse_response(write_response("r", frame.to_text(box)))
-    assert read.well_formed
-    assert read.box_text is not None
-    for got, true, step in zip(frame.to_original(read.box_text), box, frame.resolution * 2, strict=True):
+    frame = backbone.frame((w, h))
+    boxes, well_formed = parse_boxes(write_response("r", frame.to_text(box)), frame, 1)
+    assert well_formed
+    assert boxes is not None
+    for got, true, step in zip(boxes[0], box, frame.resolution * 2, strict=True):
         assert abs(got - true) <= 1.01 * step
 
 
 def test_the_cue_is_bound_by_the_same_budget_as_the_image(backbone):
-    small, large = (backbone.prompt_length(make_sample(*size, (2, 2, 20, 20))) for size in ((64, 48), (1280, 960)))
+    small, large = (prompt_length(backbone, make_sample(*size, (2, 2, 20, 20))) for size in ((64, 48), (1280, 960)))
     assert small <= large

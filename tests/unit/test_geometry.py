@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locus_lightning.boxes import BoxFrame, box_area, clip_box, giou, iou, is_valid_box, size_bin, constant_boxes
-from locus_lightning.tasks.parsing import parse_response, write_response
+from locus_lightning.boxes import BoxFrame, box_area, clip_box, constant_boxes, giou, iou, is_valid_box, size_bin
+from locus_lightning.tasks.parsing import parse_boxes, write_response
 
 sides = st.integers(1, 4000)
 
@@ -34,9 +34,9 @@ def frames(size):
 def test_original_to_text_and_back_stays_within_the_frames_own_rounding(case):
     size, box = case
     for frame in frames(size):
-        read = parse_response(write_response("r", frame.to_text(box))).box_text
-        assert read is not None
-        back = frame.to_original(read)
+        boxes, _ = parse_boxes(write_response("r", frame.to_text(box)), frame, 1)
+        assert boxes is not None
+        back = boxes[0]
         rx, ry = frame.resolution
         for got, true, step in zip(back, box, (rx, ry, rx, ry), strict=True):
             assert abs(got - true) <= 1.01 * step, (frame, box, back)

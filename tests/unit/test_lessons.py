@@ -14,6 +14,7 @@ from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.sft import SupervisedModule, by_image
 from locus_lightning.types import CueSample, Question
+from tests.conftest import contents, score, target
 
 SCENES = SceneCues(image_size=96, objects=(3, 5), object_size=(0.12, 0.3))
 
@@ -100,12 +101,12 @@ def test_lessons_follow_their_stage_and_depend_on_the_key_alone():
     train = source.dataset("train", 0)
     one, again, other = train[CueKey(0, 3)], train[CueKey(0, 3)], train[CueKey(1, 3)]
     assert [getattr(s, "text", "") for s in one] == [getattr(s, "text", "") for s in again]
-    assert {s.task if isinstance(s, Question) else "cue" for s in one} <= {"list", "ground", "cue"}
-    assert {s.task for s in other} <= {"relation", "list"}
-    assert {s.task for s in train[CueKey(7, 3)]} <= {"relation", "list"}  # the last stage lasts
+    assert {s.kind if isinstance(s, Question) else "cue" for s in one} <= {"list", "ground", "cue"}
+    assert {s.kind for s in other} <= {"relation", "list"}
+    assert {s.kind for s in train[CueKey(7, 3)]} <= {"relation", "list"}  # the last stage lasts
     held_out = CueBatch(source.dataset("val", 0)[CueKey(0, i)] for i in range(len(source.dataset("val", 0))))
     assert sum(isinstance(s, CueSample) for s in held_out) == 10
-    assert {s.task for s in held_out if isinstance(s, Question)} == set(TASKS)
+    assert {s.kind for s in held_out if isinstance(s, Question)} == set(TASKS)
 
 
 def test_the_search_is_asked_for_by_a_crop_and_by_words():
@@ -132,12 +133,12 @@ def test_questions_about_one_picture_in_one_row_give_what_each_gives_alone(famil
     backbone = make_backbone(family, dtype="float64")
     every = lessons("x", Stage(1, SCENES, dict.fromkeys(TASKS, 1.0)), 5, np.random.default_rng(3))
     groups = by_image(every)
-    prompts, rests = backbone.encode_lessons(groups)
+    prompts, rests = backbone.encode_shared([contents(backbone, group) for group in groups])
     for group, prompt, rest in zip(groups, prompts, rests, strict=True):
-        answers = [backbone.tokenize_answer(backbone.right_answer(question)) for question in group]
+        answers = [backbone.tokenize_answer(target(backbone, question)) for question in group]
         together, _ = backbone.logps([prompt], [[torch.cat(pair) for pair in zip(rest, answers, strict=True)]])
         for k, question in enumerate(group):
-            alone, _ = backbone.logps(backbone.encode([question]), [[answers[k]]])
+            alone, _ = backbone.logps(backbone.encode(contents(backbone, [question])), [[answers[k]]])
             mine = together[0, k, len(rest[k]) : len(rest[k]) + len(answers[k])]
             torch.testing.assert_close(mine, alone[0, 0], rtol=0, atol=1e-9)
 
@@ -170,8 +171,8 @@ def test_every_answer_counts_alike_where_it_is_asked_for(make_backbone):
     batch = CueBatch(sample for k in range(2) for sample in lessons(str(k), stage, 3, np.random.default_rng(k)))
     alone = []
     for sample in batch:
-        answer = backbone.tokenize_answer(backbone.right_answer(sample))
-        logps, _ = backbone.logps(backbone.encode([sample]), [[answer]])
+        answer = backbone.tokenize_answer(target(backbone, sample))
+        logps, _ = backbone.logps(backbone.encode(contents(backbone, [sample])), [[answer]])
         alone.append(-logps[0, 0, : len(answer)])
     assert len({len(one) for one in alone}) > 2
     for reduction, expected in (
@@ -187,17 +188,17 @@ def test_marks(make_backbone, samples):
     backbone = make_backbone("llava", coordinates="pixels")
     image = samples[0].image  # 100 x 80, padded to 100 x 100, 48 px in the tower
     asked = Question("q", image, "Where?", "{0} {1}", ((10.0, 10.0, 50.0, 50.0), (50.0, 10.0, 90.0, 50.0)))
-    right = backbone.right_answer(asked)
-    assert backbone.mark(asked, right) == pytest.approx(1.0, abs=0.1)
-    assert backbone.mark(asked, right.split("] ")[0] + "]") == pytest.approx(0.5, abs=0.1)
-    assert backbone.mark(asked, "nowhere") == 0.0
+    right = target(backbone, asked)
+    assert score(backbone, asked, right) == pytest.approx(1.0, abs=0.1)
+    assert score(backbone, asked, right.split("] ")[0] + "]") == pytest.approx(0.5, abs=0.1)
+    assert score(backbone, asked, "nowhere") == 0.0
     words = Question("q", image, "What is at {0}?", "red circle", ((10.0, 10.0, 50.0, 50.0),))
-    assert backbone.mark(words, " red circle ") == 1.0
-    assert backbone.mark(words, "red") == 0.0
+    assert score(backbone, words, " red circle ") == 1.0
+    assert score(backbone, words, "red") == 0.0
     led_up_to = Question("q", image, "Left or right?", "{0} {1} left", asked.boxes, verdict="left")
-    assert backbone.mark(led_up_to, backbone.right_answer(led_up_to)) == 1.0
-    assert backbone.mark(led_up_to, "[1, 2, 3, 4] [5, 6, 7, 8] left") == 1.0  # the verdict alone decides
-    assert backbone.mark(led_up_to, "left [1, 2, 3, 4]") == backbone.mark(led_up_to, "right") == 0.0
+    assert score(backbone, led_up_to, target(backbone, led_up_to)) == 1.0
+    assert score(backbone, led_up_to, "[1, 2, 3, 4] [5, 6, 7, 8] left") == 1.0  # the verdict alone decides
+    assert score(backbone, led_up_to, "left [1, 2, 3, 4]") == score(backbone, led_up_to, "right") == 0.0
 
 
 def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():

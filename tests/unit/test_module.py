@@ -18,10 +18,10 @@ from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.training.grpo import LocusModule
-from locus_lightning.training.rollout_batch import Split, micro_batches, pack_state, unpack_state
+from locus_lightning.training.rollout_batch import BatchPlan, RolloutBatch, pack_state, unpack_state
 from locus_lightning.training.sft import SupervisedModule
 from locus_lightning.types import Generation
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, contents, prompt_length, target
 
 SHORT = SamplingParams(max_new_tokens=5)
 
@@ -65,7 +65,7 @@ def fixed_rollouts(make_backbone):
     backbone = make_backbone("llava", dtype="float64")
     source = SceneCues(image_size=96, train_size=8).dataset("train", 0)
 
-    prompts = backbone.encode([source[CueKey(0, i)] for i in range(8)])
+    prompts = backbone.encode(contents(backbone, [source[CueKey(0, i)] for i in range(8)]))
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 6, (8, 3), generator=generator)
     completions = [[torch.randint(0, 500, (int(n),), generator=generator) for n in row] for row in lengths]
@@ -88,20 +88,8 @@ def test_the_gradient_does_not_depend_on_the_split(fixed_rollouts, reduction, mi
         for rank in range(ranks):
             own = slice(rank * per_rank, (rank + 1) * per_rank)
             plan = [list(range(i, i + micro)) for i in range(0, per_rank, micro)]
-            batches = micro_batches(
-                prompts[own],
-                completions[own],
-                torch.zeros(mask[own].shape),
-                advantages[own],
-                mask[own],
-                plan,
-                [total],
-                reduction,
-                5,
-                accumulate,
-                None,
-                None,
-            )
+            rollout = RolloutBatch(prompts[own], completions[own], advantages[own], mask[own], torch.zeros(mask[own].shape))
+            batches = rollout.cut(plan, [total], accumulate, reduction, 5)
             for batch in batches:
                 logps, _ = backbone.logps(batch.prompts, batch.completions)
                 loss, _ = objective(logps, logps.detach(), None, batch.advantages_BG, batch.weights_BGT, batch.mask_BGT)
@@ -135,7 +123,7 @@ def test_a_token_budget_splits_the_pass_and_not_the_step(caplog):
         run = trainer()
         run.fit(model, datamodule=data())
         results.append(torch.cat([p.detach().flatten() for p in model.backbone.hf.base_model.language_model.parameters()]))
-        longest = max(model.backbone.prompt_length(data_sample(i)) for i in range(16))
+        longest = max(prompt_length(model.backbone, data_sample(i)) for i in range(16))
         group = longest + model.group_size * model.sampling.max_new_tokens
         fits = 4 if budget is None else max(1, min(4, budget // group))
         assert model.micro_batch_size == {3: 2}.get(fits, fits)
@@ -154,12 +142,12 @@ def data_sample(i):
 
 def test_sampler_and_trainer_agree_at_every_first_use():
     """The gap that is logged is rounding alone, with one update a rollout batch and with several."""
-    for settings in ({}, {"micro_batch_size": 2, "epochs": 2}):
+    for settings in ({}, {"micro_batch_size": 2, "num_iterations": 2}):
         model = module(rewards=[LengthReward()], **settings)
         model.sampling = replace(model.sampling, temperature=0.7)
         seen = []
-        original = model._note
-        model._note = lambda stats, seen=seen, original=original: (seen.append(stats["sampler_gap_max"].item()), original(stats))
+        original = model._log_update
+        model._log_update = lambda stats, seen=seen, original=original: (seen.append(stats["sampler_gap_max"].item()), original(stats))
         trainer(max_steps=4).fit(model, datamodule=data())
         assert len(seen) >= 4
         assert max(seen) < 1e-5
@@ -176,7 +164,7 @@ def test_a_sampler_that_lies_is_seen():
 
 
 def test_a_rollout_batch_is_reused_for_mini_batches_and_epochs():
-    model = module(rewards=[LengthReward()], micro_batch_size=1, epochs=2)
+    model = module(rewards=[LengthReward()], micro_batch_size=1, num_iterations=2)
     seen = []
     original = LocusModule.collect
 
@@ -205,7 +193,7 @@ def test_the_ratio_is_one_at_first_and_moves_with_reuse():
             self.ratios.append(float(trainer.callback_metrics["update/ratio_max"]))
 
     watch = Watch()
-    model = module(rewards=[LengthReward()], micro_batch_size=4, epochs=2, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+    model = module(rewards=[LengthReward()], micro_batch_size=4, num_iterations=2, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
     trainer(max_steps=4, callbacks=[watch]).fit(model, datamodule=data())
     assert watch.ratios[0] == pytest.approx(1.0, abs=1e-4)
     assert watch.ratios[1] > 1.0 + 1e-4
@@ -236,12 +224,12 @@ def test_filtered_groups_weigh_nothing_and_the_number_of_steps_stays():
     assert not model.buffer
 
 
-@pytest.mark.parametrize(("how", "counted"), [("keep", True), ("mask", False)])
+@pytest.mark.parametrize(("how", "counted"), [(False, True), (True, False)])
 def test_truncated_completions_are_handled_as_configured(how, counted, samples):
-    model = module(truncated=how)
+    model = module(mask_truncated_completions=how)
     model.backbone.load()
     model.objective = GRPO(kl_coef=0.0)
-    prompts = model.backbone.encode(samples)
+    prompts = model.backbone.encode(contents(model.backbone, samples))
     cut = Generation(torch.tensor([5, 6, 7]), torch.zeros(3), truncated=True)
     model.rollout.generate = lambda *_: [[cut, replace(cut, truncated=False), replace(cut, truncated=False)] for _ in prompts]
     groups = model.generate_groups(samples, prompts)
@@ -253,8 +241,8 @@ def test_truncated_completions_are_handled_as_configured(how, counted, samples):
 def test_rewards_are_summed_by_weight_and_kept_by_name(samples):
     model = module(rewards=[IoUReward(0.9), FormatReward(0.1)])
     model.backbone.load()
-    prompts = model.backbone.encode(samples[:1])
-    answer = model.backbone.tokenize_answer(model.backbone.right_answer(samples[0]))
+    prompts = model.backbone.encode(contents(model.backbone, samples[:1]))
+    answer = model.backbone.tokenize_answer(target(model.backbone, samples[0]))
     perfect = Generation(answer, torch.zeros(len(answer)), truncated=False)
     junk = Generation(answer[:3], torch.zeros(3), truncated=True)
     model.rollout.generate = lambda *_: [[perfect, junk, junk]]
@@ -289,8 +277,8 @@ def test_a_batch_that_does_not_divide_is_refused_before_weights_load():
 
 
 def test_split_arithmetic():
-    split = Split(micro=2, accumulate=4, epochs=3)
-    assert split.steps(16) == 24
+    split = BatchPlan(micro_batch=2, accumulate=4, num_iterations=3)
+    assert split.micro_steps(16) == 24
     assert split.updates(16) == 6
     order = split.order(16)
     assert [sorted(b for micro in order[i : i + 8] for b in micro) for i in (0, 8, 16)] == [list(range(16))] * 3
@@ -299,9 +287,8 @@ def test_split_arithmetic():
 
 def test_a_half_used_rollout_batch_survives_packing(fixed_rollouts):
     _, prompts, completions, advantages, mask = fixed_rollouts
-    batches = micro_batches(
-        prompts, completions, torch.zeros(mask.shape), advantages, mask, [[0, 1], [2, 3]], [1.0, 1.0], "token", 5, 1, None, None
-    )
+    rollout = RolloutBatch(prompts, completions, advantages, mask, torch.zeros(mask.shape))
+    batches = rollout.cut([[0, 1], [2, 3]], [1.0, 1.0], 1, "token", 5)
     again = unpack_state(pack_state(batches))
     assert torch.equal(again[1].prompts[0].ids_P, prompts[2].ids_P)
     assert len(again[0].prompts[0].features) == len(prompts[0].features)

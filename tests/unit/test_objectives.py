@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.objectives.advantages import zero_std_groups, group_advantages, token_weights, weight_total
+from locus_lightning.objectives.advantages import group_advantages, token_weights, weight_total, zero_std_groups
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.objectives.kl import kl_estimate
 from locus_lightning.objectives.policy_loss import cispo_loss, clipped_loss, log_ratio
@@ -83,7 +83,9 @@ def test_gspo_ratio_is_the_exponential_of_the_masked_mean():
 def test_gspo_gradient_is_that_of_the_sequence_ratio():
     old, mask, advantage = torch.randn(1, 1, 3), torch.ones(1, 1, 3), torch.tensor([[0.7]])
     logps = (old + 0.01 * torch.randn(1, 1, 3)).requires_grad_()
-    loss, _ = GRPO(kl_coef=0.0, importance_sampling_level="sequence", reduction="sequence", clip_low=0.5, clip_high=0.5)(logps, old, None, advantage, mask / 3, mask)
+    loss, _ = GRPO(kl_coef=0.0, importance_sampling_level="sequence", reduction="sequence", clip_low=0.5, clip_high=0.5)(
+        logps, old, None, advantage, mask / 3, mask
+    )
     (grad,) = torch.autograd.grad(loss, logps)
     (expected,) = torch.autograd.grad(-0.7 * (logps - old).mean().exp(), logps)
     assert torch.allclose(grad, expected, atol=1e-6)
@@ -167,7 +169,7 @@ def test_an_exploding_ratio_stays_finite():
     [
         ({"clip_low": 1.5}, "clip_low"),
         ({"dual_clip": 0.9}, "dual_clip"),
-        ({"kl": -1.0}, "kl"),
+        ({"kl_coef": -1.0}, "kl_coef"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings, key):

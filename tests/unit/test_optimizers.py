@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from locus_lightning.backbones.base import mark_embedding
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.optimizers import MuonAdamW
 
@@ -13,7 +14,7 @@ from locus_lightning.training.optimizers import MuonAdamW
 def model():
     torch.manual_seed(0)
     made = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 20))
-    made[0].weight.is_embedding = True
+    mark_embedding(made[0].weight)
     return made
 
 
@@ -53,7 +54,7 @@ def test_a_saved_state_goes_on_bit_for_bit():
     optimizer = MuonAdamW(network.parameters())
     train(network, optimizer, 5)
     other = copy.deepcopy(network)
-    other[0].weight.is_embedding = True
+    mark_embedding(other[0].weight)
     again = MuonAdamW(other.parameters())
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert train(network, optimizer, 5) == train(other, again, 5)

@@ -4,16 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locus_lightning.boxes import is_valid_box
-from locus_lightning.tasks.parsing import boxes_in, parse_response, write_response
+from locus_lightning.boxes import BoxFrame, is_valid_box
+from locus_lightning.tasks.parsing import boxes_in, extract_answer, opened_by, parse_boxes, without_opened, write_response
+
+PIXELS = BoxFrame.stretched((1000, 1000), (1000, 1000))
+
+
+def box_of(text):
+    boxes, _ = parse_boxes(text, PIXELS, 1)
+    return boxes[0] if boxes else None
+
 
 GOOD = "<think>it is on the left</think>\n<answer>[1, 2, 30, 40]</answer>"
 
 
 def test_a_right_answer_reads_back():
-    response = parse_response(write_response("because", "[1, 2, 30, 40]"))
-    assert response.box_text == (1, 2, 30, 40)
-    assert response.well_formed
+    assert parse_boxes(write_response("because", "[1, 2, 30, 40]"), PIXELS, 1) == (((1, 2, 30, 40),), True)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +53,8 @@ def test_a_right_answer_reads_back():
     ],
 )
 def test_reading(text, box, well_formed):
-    response = parse_response(text)
-    assert response.box_text == box
-    assert response.well_formed is well_formed
+    assert box_of(text) == box
+    assert parse_boxes(text, PIXELS, 1)[1] is well_formed
 
 
 NUMBERS = st.one_of(
@@ -78,16 +83,15 @@ def what_models_write(draw):
 
 @given(st.text() | st.text("<>/thinkanswer[](),.0123456789e+- \n", max_size=80).map(lambda s: f"<think>{s}</think><answer>{s}</answer>"))
 def test_noise_never_raises(text):
-    response = parse_response(text)
-    assert response.box_text is None or response.box_text[0] < response.box_text[2]
+    assert box_of(text) is None or box_of(text)[0] < box_of(text)[2]
 
 
 @settings(max_examples=1000)
 @given(what_models_write())
 def test_what_models_write_never_raises_and_a_box_is_a_box(text):
-    for box in [parse_response(text).box_text, *boxes_in(text)]:
+    for box in [box_of(text), *boxes_in(text)]:
         assert box is None or is_valid_box(box)
-    assert parse_response(text).box_text is None or len(boxes_in(text)) >= 1
+    assert box_of(text) is None or len(boxes_in(text)) >= 1
 
 
 @pytest.mark.parametrize(
@@ -96,9 +100,43 @@ def test_what_models_write_never_raises_and_a_box_is_a_box(text):
 @given(st.tuples(*[st.integers(0, 1000)] * 4))
 def test_every_native_form_reads_back(shape, box):
     x1, y1, x2, y2 = box
-    assert parse_response(write_response("r", shape.format(*box))).box_text == (box if x1 < x2 and y1 < y2 else None)
+    assert box_of(write_response("r", shape.format(*box))) == (box if x1 < x2 and y1 < y2 else None)
 
 
 def test_full_width_digits_are_no_trap():
-    response = parse_response("<think>a</think><answer>[１, ２, ３, ４]</answer>")
-    assert response.box_text in (None, (1, 2, 3, 4))
+    assert box_of("<think>a</think><answer>[１, ２, ３, ４]</answer>") in (None, (1, 2, 3, 4))
+
+
+def test_a_box_that_overflows_in_original_pixels_is_no_box():
+    small = BoxFrame.stretched((10_000, 10_000), (1.0, 1.0), decimals=3)
+    assert parse_boxes("<think></think><answer>[1e308, 0, 1.7e308, 9e307]</answer>", small, 1) == (None, True)
+
+
+def test_several_boxes_are_read_where_several_are_asked_for():
+    text = "<think></think><answer>[1, 2, 3, 4], [5, 6, 7, 8]</answer>"
+    assert parse_boxes(text, PIXELS, 2) == (((1, 2, 3, 4), (5, 6, 7, 8)), True)
+    assert parse_boxes(text, PIXELS, 3) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B", "B"),
+        ("<think>A or C</think><answer>B</answer>", "B"),
+        ("<think>A or C</think>B", "B"),
+        ("A or C, so <answer>A</answer>?</think><answer>B", "B"),
+        ("the letter is A</think>\n\nB", "B"),
+        ("<answer>A</answer> no, <answer>B</answer>", "B"),
+        ("<think>A, still thinking", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_part_of_a_plain_response(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_what_a_template_opened_is_not_written_again():
+    assert opened_by("user: hi\nassistant: <think>\n") == "<think>\n"
+    assert opened_by("<think>no</think> assistant:") == ""
+    assert without_opened(GOOD, "<think>\n") == GOOD.removeprefix("<think>")
+    assert without_opened(GOOD, "") == GOOD

@@ -10,7 +10,8 @@ import yaml
 from locus_lightning.backbones.auto import AutoBackbone
 from locus_lightning.backbones.open import Run, open_model
 from locus_lightning.data.source import CueKey
-from locus_lightning.errors import CheckpointError
+from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.tasks.cue_search import CueSearch
 
 
 def rewrite(folder, **changes):
@@ -61,7 +62,7 @@ def test_a_run_folder_cannot_switch_remote_code_on(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", '{"backbone": 1}', '{"backbone": "x", "family": []}', '{"backbone": "x", "prompt": {"instruction": 3}}', "{", ""],
+    ["[]", '{"backbone": 1}', '{"backbone": "x", "family": []}', "{", ""],
 )
 def test_a_record_of_another_form_is_one_sentence(saved, content):
     (saved / "locus.json").write_text(content)
@@ -70,9 +71,10 @@ def test_a_record_of_another_form_is_one_sentence(saved, content):
 
 
 def test_words_that_are_not_ours_are_one_sentence(saved):
-    rewrite(saved, prompt={"instructions": "Find it."})
-    with pytest.raises(CheckpointError, match="holds a prompt that is not ours"):
-        AutoBackbone(str(saved))
+    for prompt in ({"instructions": "Find it."}, {"instruction": 3}, ["x"]):
+        rewrite(saved, prompt=prompt)
+        with pytest.raises(ConfigError, match="remembers a prompt that cue search does not know"):
+            CueSearch().adopt(AutoBackbone(str(saved)).remembers)
 
 
 def test_the_code_that_will_run_is_named(saved, caplog):

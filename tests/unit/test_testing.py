@@ -9,7 +9,8 @@ import pytest
 from locus_lightning import plugins
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.rewards.base import Reward
-from locus_lightning.testing import check_cue_sampler, check_reward
+from locus_lightning.tasks.cue_search import CueSearch
+from locus_lightning.testing import check_cue_sampler, check_reward, check_task
 
 
 @pytest.mark.parametrize("name", [plugin.name for plugin in plugins.available("rewards")])
@@ -37,9 +38,11 @@ class NotANumber(Reward):
         return float("nan")
 
 
-@pytest.mark.parametrize(("reward", "error"), [(Raises, TypeError), (Dice, AssertionError), (NotANumber, AssertionError)])
-def test_a_reward_that_breaks_the_contract_is_caught(reward, error):
-    with pytest.raises(error):
+@pytest.mark.parametrize(
+    ("reward", "message"), [(Raises, "it raised TypeError"), (Dice, "is not deterministic"), (NotANumber, "it must be finite")]
+)
+def test_a_reward_that_breaks_the_contract_is_caught(reward, message):
+    with pytest.raises(AssertionError, match=message):
         check_reward(reward())
 
 
@@ -50,3 +53,21 @@ def test_a_sampler_that_leaves_the_image_is_caught():
 
     with pytest.raises((AssertionError, StopIteration)):
         check_cue_sampler(Outside({"large": 1.0}))
+
+
+class HalfRight(CueSearch):
+    """Writes an answer that it does not read back."""
+
+    def write_answer(self, sample, frame):
+        return frame.to_text((0.0, 0.0, *sample.box[2:]))
+
+
+class Raising(CueSearch):
+    def parse(self, text, sample, frame):
+        return super().parse(text[:-1] + text[-1], sample, frame)
+
+
+@pytest.mark.parametrize(("task", "message"), [(HalfRight, "the right answer scores"), (Raising, "string index out of range")])
+def test_a_task_that_breaks_the_contract_is_caught(task, message):
+    with pytest.raises((AssertionError, IndexError), match=message):
+        check_task(task())

@@ -9,6 +9,7 @@ from typing import Any
 
 from locus_lightning import plugins
 from locus_lightning.backbones import loading
+from locus_lightning.backbones.base import record_arguments
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.loading import SavedSettings
 from locus_lightning.boxes import BoxFrame
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class AutoBackbone(HFBackbone):
-    """Builds the backbone that speaks the checkpoint's ``model_type``, and says which. A folder that a run saved or ``locus export`` wrote
+    """Becomes the backbone that speaks the checkpoint's ``model_type``, and says which. A folder that a run saved or ``locus export`` wrote
     remembers its frame and the words of its task; they are taken from there.
 
     Args:
@@ -32,24 +33,30 @@ class AutoBackbone(HFBackbone):
         ConfigError: ``family`` holds settings that the backbone does not have.
     """
 
-    def __new__(cls, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        """The backbone of the family, built."""
-        kind, saved = speaker_of(checkpoint, bool(kwargs.get("trust_remote_code")))
-        log.info("backbone: %s, for %s.", kind.__name__, checkpoint)
-        try:
-            made = kind(**{**(saved.family if saved else {}), **(family or {}), **kwargs, "checkpoint": checkpoint})
-        except TypeError as cause:
-            raise ConfigError(f"backbone.family: {kind.__name__} does not take these settings ({cause}).") from None
-        made.remembers = saved.task if saved else {}
-        return made
-
     def __init__(self, checkpoint: str, family: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Never runs, since :meth:`__new__` builds another class; it states the arguments."""
         super().__init__(checkpoint, **kwargs)
+        kind, saved = speaker_of(checkpoint, self.trust_remote_code)
+        _become(self, kind, {**(saved.family if saved else {}), **(family or {}), **kwargs, "checkpoint": checkpoint})
+        self.remembers = saved.task if saved else {}
 
     def frame(self, size: Size) -> BoxFrame:
         """Never runs."""
         raise TypeError("AutoBackbone stands for the backbone of a family; it is none itself")
+
+
+def _become(backbone: HFBackbone, kind: type[HFBackbone], settings: dict[str, Any]) -> None:
+    """Turn a backbone into one of another class, so that what is configured is what runs, and not a wrapper of it.
+
+    Raises:
+        ConfigError: the class does not take these settings.
+    """
+    log.info("backbone: %s, for %s.", kind.__name__, backbone.checkpoint)
+    backbone.__class__ = kind
+    record_arguments(backbone, kind, (), settings)
+    try:
+        kind.__init__(backbone, **settings)
+    except TypeError as cause:
+        raise ConfigError(f"backbone.family: {kind.__name__} does not take these settings ({cause}).") from None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,15 @@ class Backbone(nn.Module, ABC):
     """Whether decoding may keep a prompt's keys once for all completions: attention goes through ``backbones/attention.py``."""
     weights_on_disk: bool = True
     """Whether the loaded weights can be had again from the checkpoint's name: not those of a toy, nor after a cold start."""
+
+    constructor_arguments: Mapping[str, Any]
+    """What the backbone was built with, defaults included, so that a saved folder can remember it whatever a subclass makes of it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Backbone:
+        """Record the constructor's arguments."""
+        made: Backbone = super().__new__(cls)
+        record_arguments(made, cls, args, kwargs)
+        return made
 
     @abstractmethod
     def check(self) -> None:
@@ -278,3 +288,13 @@ def mark_embedding(parameter: nn.Parameter) -> None:
 def is_embedding(parameter: nn.Parameter) -> bool:
     """Whether :func:`mark_embedding` noted this parameter."""
     return getattr(parameter, "_locus_embedding", False)
+
+
+def record_arguments(backbone: Backbone, kind: type[Backbone], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Set ``constructor_arguments``. Arguments that do not fit are left to the constructor, which names them."""
+    try:
+        bound = inspect.signature(kind.__init__).bind(backbone, *args, **kwargs)
+    except TypeError:
+        return
+    bound.apply_defaults()
+    object.__setattr__(backbone, "constructor_arguments", dict(bound.arguments))

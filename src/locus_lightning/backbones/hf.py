@@ -81,14 +81,6 @@ class HFBackbone(Encoding):
         self._vision_moves = train_vision
         self._changed: set[str] = set()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Record the constructor's arguments, so that a saved folder can remember them whatever a subclass makes of them."""
-        made = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
-        bound.apply_defaults()
-        object.__setattr__(made, "_arguments", dict(bound.arguments))
-        return made
-
     # ---- loading -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -195,8 +187,7 @@ class HFBackbone(Encoding):
 
     def family_settings(self) -> dict[str, Any]:
         """Settings that only this family has, such as its frame: what a saved folder has to remember."""
-        arguments: dict[str, Any] = self._arguments  # type: ignore[assignment]
-        return {name: arguments[name] for name in self.family_parameters()}
+        return {name: self.constructor_arguments[name] for name in self.family_parameters()}
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""
