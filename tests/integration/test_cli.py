@@ -83,7 +83,7 @@ def test_a_24_gb_config_runs_on_a_cpu_with_paths_and_step_counts_overridden(
         f"--model.backbone.checkpoint={toy_folder(family)}",
         f"--data.source.annotations={coco_folder / 'instances.json'}",
         f"--data.source.images={coco_folder / 'images'}",
-        *small(**{"model.sampling.max_new_tokens": 4, "data.batch_size": 8, "trainer.accumulate_grad_batches": 8, **overrides}),
+        *small(**{"model.sampling.max_new_tokens": 4, "model.groups_per_step": 8, **overrides}),
     )
     assert status == 0, err
     assert (run_folder(tmp_path) / "model" / "adapter_model.safetensors").is_file()

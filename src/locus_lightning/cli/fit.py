@@ -170,8 +170,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         LocusError: a mistake of the user, as one sentence.
     """
     _quiet()
-    sys.argv = [sys.argv[0], *arguments]  # what a strategy that starts processes runs again
-    written_out = prepare(arguments)
+    sys.argv = [sys.argv[0], *prepare(arguments)]  # what the parser reads, and a strategy that starts processes runs again
     try:
         kind(
             TaskModule,
@@ -179,7 +178,6 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
             save_config_callback=SaveConfig if save_config else None,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            args=written_out,
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={

@@ -11,10 +11,13 @@ Short forms (the long ones stay valid)::
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ _KIND_OF_KEY: dict[str, plugins.Kind] = {
     "tasks": "tasks",
 }
 _BARE = re.compile(r"[A-Za-z_]\w*")
+_FAMILY_OPTION = re.compile(r"--model\.(?:init_args\.)?backbone\.(?:init_args\.)?(\w+)")
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -40,27 +44,51 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ConfigError: a configuration file is missing or is not YAML.
         PluginError: a name is unknown, claimed twice, or fails to import.
     """
-    for key, value in _options(arguments):
-        if key in ("config", "c"):
-            _import_named("", write_out(read_config(Path(value).expanduser())))
+    pairs = list(_pairs(arguments))
+    configs = [Path(value).expanduser() for key, value in pairs if key in ("--config", "-c") and value is not None]
+    auto = any(_backbone_class(write_out(read_config(path))) == "AutoBackbone" for path in configs)
+    prepared: list[str] = []
+    family: dict[str, Any] = {}
+    for key, value in pairs:
+        setting = _FAMILY_OPTION.fullmatch(key)
+        if key in ("--config", "-c"):
+            _import_named("", write_out(read_config(Path(str(value)).expanduser())))
+            prepared.append(key)  # written out below, when the settings of the family are known
+        elif key == "--checkpoint" and value is not None:
+            prepared.append(f"--model.init_args.backbone.init_args.checkpoint={value}")
+        elif auto and setting and setting[1] not in _common_settings() and value is not None:
+            family[setting[1]] = yaml.safe_load(value)
         else:
-            _import_option(key, value)
-    prepared, i = [], 0
+            if value is not None:
+                _import_option(key.lstrip("-"), value)
+            prepared.append(key if value is None else f"{key}={value}")
+    files = iter(configs)
+    return [f"--config={_written_out(next(files), family)}" if item in ("--config", "-c") else item for item in prepared]
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, value) of every argument; positional arguments, and options without a value, have None."""
+    i = 0
     while i < len(arguments):
         argument = arguments[i]
-        key, equals, value = argument.partition("=")
-        if key in ("--config", "-c"):
-            value = value if equals else arguments[i + 1]
-            i += 0 if equals else 1
-            prepared.append(f"--config={_written_out(Path(value).expanduser())}")
-        elif key == "--checkpoint":
-            value = value if equals else arguments[i + 1]
-            i += 0 if equals else 1
-            prepared.append(f"--model.init_args.backbone.init_args.checkpoint={value}")
+        if argument.startswith("-") and "=" in argument:
+            key, _, value = argument.partition("=")
+            yield key, value
+        elif (argument.startswith("--") and i + 1 < len(arguments) and not arguments[i + 1].startswith("--")) or (
+            argument == "-c" and i + 1 < len(arguments)
+        ):
+            yield argument, arguments[i + 1]
+            i += 1
         else:
-            prepared.append(argument)
+            yield argument, None
         i += 1
-    return prepared
+
+
+def _backbone_class(content: Mapping[str, Any]) -> str:
+    """The bare class name of a written-out configuration's backbone, or nothing."""
+    model = content.get("model")
+    backbone = (model.get("init_args") or {}).get("backbone") if isinstance(model, Mapping) else None
+    return str(backbone.get("class_path", "")).rsplit(".", 1)[-1] if isinstance(backbone, Mapping) else ""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -114,33 +142,33 @@ def write_out(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_family(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a backbone without a class: those that not every backbone has belong to its family."""
-    from locus_lightning.backbones.hf import HFBackbone
-
-    common = {*inspect.signature(HFBackbone.__init__).parameters, "family"}
-    own = {key: value for key, value in settings.items() if key not in common}
-    rest = {key: value for key, value in settings.items() if key in common}
+    own = {key: value for key, value in settings.items() if key not in _common_settings()}
+    rest = {key: value for key, value in settings.items() if key in _common_settings()}
     return {**rest, "family": {**(rest.get("family") or {}), **own}} if own else rest
 
 
-def _written_out(path: Path) -> Path:
-    """The file itself where it has no short forms, else a full copy of it."""
+@cache
+def _common_settings() -> frozenset[str]:
+    """Settings that every backbone has."""
+    from locus_lightning.backbones.hf import HFBackbone
+
+    return frozenset({*inspect.signature(HFBackbone.__init__).parameters, "family", "class_path", "init_args"})
+
+
+def _written_out(path: Path, family: Mapping[str, Any]) -> Path:
+    """The file itself where nothing is to be written out, else a full copy of it that lasts as long as this process."""
     content = read_config(path)
     full = write_out(content)
+    if family and _backbone_class(full) == "AutoBackbone":
+        backbone = full["model"]["init_args"]["backbone"]["init_args"]
+        backbone["family"] = {**(backbone.get("family") or {}), **family}
     if full == content:
         return path
-    folder = Path(tempfile.mkdtemp(prefix="locus-"))
-    copy = folder / path.name
+    folder = tempfile.mkdtemp(prefix="locus-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(folder) / path.name
     copy.write_text(yaml.safe_dump(full, sort_keys=False))
     return copy
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for i, argument in enumerate(arguments):
-        if argument.startswith("-") and "=" in argument:
-            key, _, value = argument.partition("=")
-            yield key.lstrip("-"), value
-        elif argument.startswith("-") and i + 1 < len(arguments):
-            yield argument.lstrip("-"), arguments[i + 1]
 
 
 def _import_option(key: str, text: str) -> None:
