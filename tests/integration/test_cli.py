@@ -126,7 +126,7 @@ def test_a_run_is_not_validated_twice_after_its_last_step(locus, tmp_path, monke
 def test_a_saved_config_runs_again_with_full_class_paths(locus, tmp_path):
     assert locus("fit", "--config", SCENES)[0] == 0
     saved = run_folder(tmp_path) / "config.yaml"
-    assert "locus_lightning.rewards.iou.IoUReward" in saved.read_text()
+    assert "class_path: locus_lightning.IoUReward" in saved.read_text()
     assert locus("fit", "--config", saved)[0] == 0
 
 

@@ -164,6 +164,6 @@ def test_the_study_of_the_guide_is_one(tmp_path):
     path.write_text(text.replace("../llava.yaml", str(ROOT / "configs" / "llava.yaml")))
     found = read_study(path)
     assert not found.on_cpu
-    assert found.model == yaml.safe_load(found.base.read_text())["model"]["init_args"]["backbone"]["init_args"]["checkpoint"]
+    assert found.model == yaml.safe_load(found.base.read_text())["checkpoint"]
     rewards = [configuration(found, arm, 0, tmp_path)["model"]["init_args"]["rewards"] for arm in found.arms]
     assert [len(some) for some in rewards] == [2, 1]

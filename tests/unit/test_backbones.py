@@ -12,6 +12,7 @@ from locus_lightning.backbones.auto import AutoBackbone
 from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.backbones.shared_prefix.packing import why_not
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout, sample_token
@@ -194,8 +195,6 @@ def test_merging_for_decoding_leaves_every_weight_as_it_was(make_backbone, famil
 
 def test_which_models_can_be_packed():
     from transformers import Gemma3Config, LlavaConfig, Qwen2_5_VLConfig, Qwen3_5Config
-
-    from locus_lightning.backbones.shared_prefix.packing import why_not
 
     assert why_not(LlavaConfig()) is None
     assert why_not(Qwen2_5_VLConfig()) is None
@@ -603,3 +602,36 @@ def test_a_folder_cannot_name_code_to_run(tmp_path, toy_folder):
     (tmp_path / "locus.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not the record of a saved backbone"):
         AutoBackbone(str(tmp_path))
+
+
+def test_a_sliding_window_is_not_packed():
+    from types import SimpleNamespace
+
+    def reason(**text):
+        return why_not(SimpleNamespace(get_text_config=lambda: SimpleNamespace(**text)))
+
+    assert "a sliding window of 4,096 positions" in reason(sliding_window=4096)
+    assert reason(sliding_window=4096, use_sliding_window=False) is None
+    assert reason(sliding_window=4096, layer_types=["full_attention"] * 2) is None
+    assert "sliding_attention" in reason(sliding_window=4096, layer_types=["full_attention", "sliding_attention"])
+    assert reason(sliding_window=None) is None
+
+
+def test_the_generic_backbone_compares_packed_rows_with_plain_ones(monkeypatch):
+    from locus_lightning.backbones import hf
+
+    original = hf.lay_out
+
+    def shifted(prompts, completions, *, share_prefix):
+        rows = original(prompts, completions, share_prefix=share_prefix)
+        return replace(rows, positions=rows.positions * 2) if share_prefix else rows
+
+    monkeypatch.setattr(hf, "lay_out", shifted)
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="forward pass differs"):
+        GenericBackbone("toy:qwen2_vl", frame="thousandths").load()
+
+
+def test_a_frame_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="frame is 'pixels'; give one of thousandths"):
+        GenericBackbone("toy:llava", frame="pixels")

@@ -170,8 +170,20 @@ def test_an_exploding_ratio_stays_finite():
         ({"clip_low": 1.5}, "clip_low"),
         ({"dual_clip": 0.9}, "dual_clip"),
         ({"kl_coef": -1.0}, "kl_coef"),
+        ({"reduction": "mean"}, "reduction is 'mean'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings, key):
     with pytest.raises(ConfigError, match=key):
         GRPO(**settings)
+
+
+def test_k3_is_that_of_the_papers_framework():
+    """EasyR1 clamps the estimate to +-10, so that one token far from the reference does not own the step."""
+    d = torch.tensor([0.1, 1.0, 8.0, 19.0])
+    logps = torch.zeros(4, requires_grad=True)
+    estimate = kl_estimate(logps, d)
+    assert estimate.tolist() == pytest.approx([math.exp(0.1) - 1.1, math.e - 2, 10.0, 10.0], rel=1e-4)
+    estimate.sum().backward()
+    assert logps.grad.tolist() == pytest.approx([1 - math.exp(0.1), 1 - math.e, 0.0, 0.0])
+    assert float(kl_estimate(torch.zeros(1), torch.tensor([8.0]), largest=None)) == pytest.approx(math.exp(8) - 9)

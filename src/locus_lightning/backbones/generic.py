@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from locus_lightning.backbones import loading
 from locus_lightning.backbones.base import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.errors import CheckpointError
+from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.types import Prompt, Size
 
 Frame = Literal["thousandths", "fractions", "padded_fractions", "original_pixels"]
@@ -42,6 +42,8 @@ class GenericBackbone(HFBackbone):
 
     def __init__(self, checkpoint: str, frame: Frame, decimals: int = 3, images_first: bool = False, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
+        if frame not in get_args(Frame):
+            raise ConfigError(f"GenericBackbone.frame is {frame!r}; give one of {', '.join(get_args(Frame))}.")
         self.stated, self.decimals, self.images_in_text = frame, decimals, images_first
 
     def check(self) -> None:
@@ -58,7 +60,7 @@ class GenericBackbone(HFBackbone):
             return
         super().load()
         try:
-            difference = self._difference()
+            difference = max(self._difference(), self._packed_difference())
         except (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as cause:
             raise CheckpointError(
                 f"backbone.checkpoint {self.checkpoint!r}: GenericBackbone cannot drive a {self.hf.config.model_type!r} model "
@@ -114,3 +116,17 @@ class GenericBackbone(HFBackbone):
         hidden_D = self.last_hidden(self._prompt(text, inputs))
         ours = self.hf.get_output_embeddings()(hidden_D).double().log_softmax(-1)
         return float((theirs - ours).abs().max())
+
+    @torch.no_grad()
+    def _packed_difference(self) -> float:
+        """Of the log-probabilities of two completions, packed rows against plain ones; 0 where rows are not packed."""
+        if not (self.share_prefix and self.packs):
+            return 0.0
+        pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+        prompts = self.encode([(Image.fromarray(pixels), " Where?")])
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, min(400, self.hf.config.get_text_config().vocab_size), (2, 12), generator=generator).to(self.device)
+        completions = [[ids[0], ids[1, :7]]]
+        packed, plain = (self.logps(prompts, completions, share_prefix=share)[0] for share in (True, False))
+        finite = packed.isfinite() & plain.isfinite()
+        return float((packed - plain)[finite].abs().max())

@@ -1,30 +1,19 @@
-"""Configuration files and options before the parser reads them: short forms are written out, and plugin names are made known.
-
-Short forms (the long ones stay valid)::
-
-    checkpoint: locus-tiny              # model.backbone.checkpoint
-    model:                              # LocusModule where no class is named
-      backbone:                         # AutoBackbone where no class is named
-        checkpoint: locus-tiny
-        max_pixels: 401408              # a setting of the family
-"""
+"""Options and files of the training commands before the parser reads them: short forms are written out, plugin names are made known."""
 
 from __future__ import annotations
 
 import atexit
-import inspect
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from locus_lightning import plugins
-from locus_lightning.errors import ConfigError
+from locus_lightning.training.config_form import common_settings, read_config, write_out
 
 _KIND_OF_KEY: dict[str, plugins.Kind] = {
     "backbone": "backbones",
@@ -56,7 +45,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             prepared.append(key)  # written out below, when the settings of the family are known
         elif key == "--checkpoint" and value is not None:
             prepared.append(f"--model.init_args.backbone.init_args.checkpoint={value}")
-        elif auto and setting and setting[1] not in _common_settings() and value is not None:
+        elif auto and setting and setting[1] not in common_settings() and value is not None:
             family[setting[1]] = yaml.safe_load(value)
         else:
             if value is not None:
@@ -89,70 +78,6 @@ def _backbone_class(content: Mapping[str, Any]) -> str:
     model = content.get("model")
     backbone = (model.get("init_args") or {}).get("backbone") if isinstance(model, Mapping) else None
     return str(backbone.get("class_path", "")).rsplit(".", 1)[-1] if isinstance(backbone, Mapping) else ""
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file's content.
-
-    Raises:
-        ConfigError: it is missing, or is not YAML, or holds no mapping.
-    """
-    if not path.is_file():
-        raise ConfigError(f"the configuration file {path} does not exist.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as cause:
-        mark = getattr(cause, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"{path}{where} is not valid YAML: {getattr(cause, 'problem', cause)}.") from cause
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping with model, data and trainer.")
-    return content
-
-
-def write_out(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with its short forms written out.
-
-    Raises:
-        ConfigError: ``checkpoint`` stands in two places.
-    """
-    full = dict(content)
-    checkpoint = full.pop("checkpoint", None)
-    model = full.get("model")
-    if checkpoint is not None:
-        model = {} if model is None else model
-    if not isinstance(model, Mapping):
-        return full
-    if "class_path" not in model:
-        model = {"class_path": "LocusModule", "init_args": dict(model)}
-    arguments = dict(model.get("init_args") or {})
-    backbone = arguments.get("backbone", {} if checkpoint is not None else None)
-    if isinstance(backbone, Mapping):
-        if "class_path" not in backbone:
-            backbone = {"class_path": "AutoBackbone", "init_args": _with_family(backbone)}
-        inner = dict(backbone.get("init_args") or {})
-        if checkpoint is not None:
-            if inner.get("checkpoint", checkpoint) != checkpoint:
-                raise ConfigError(f"the configuration names two checkpoints, {checkpoint} and {inner['checkpoint']}; keep one of them.")
-            inner["checkpoint"] = checkpoint
-        arguments["backbone"] = {**backbone, "init_args": inner}
-    full["model"] = {**model, "init_args": arguments}
-    return full
-
-
-def _with_family(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a backbone without a class: those that not every backbone has belong to its family."""
-    own = {key: value for key, value in settings.items() if key not in _common_settings()}
-    rest = {key: value for key, value in settings.items() if key in _common_settings()}
-    return {**rest, "family": {**(rest.get("family") or {}), **own}} if own else rest
-
-
-@cache
-def _common_settings() -> frozenset[str]:
-    """Settings that every backbone has."""
-    from locus_lightning.backbones.hf import HFBackbone
-
-    return frozenset({*inspect.signature(HFBackbone.__init__).parameters, "family", "class_path", "init_args"})
 
 
 def _written_out(path: Path, family: Mapping[str, Any]) -> Path:

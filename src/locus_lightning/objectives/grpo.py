@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class GRPO(Objective):
         reduction: how tokens are averaged: ``token``, ``sequence`` or ``constant`` (see ``token_weights``).
         kl_coef: coefficient of the KL to the reference model (paper: 1e-2); 0 runs no reference pass.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
+        kl_largest: bound of a token's k3 estimate (EasyR1: 10); null for none.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class GRPO(Objective):
         reduction: Reduction = "token",
         kl_coef: float = 1e-2,
         kl_estimator: Estimator = "k3",
+        kl_largest: float | None = 10.0,
     ) -> None:
         if not (0 <= clip_low < 1 and clip_high >= 0):
             raise ConfigError(f"objective.clip_low is {clip_low} and clip_high {clip_high}; give 0 <= clip_low < 1 and clip_high >= 0.")
@@ -56,6 +58,12 @@ class GRPO(Objective):
             raise ConfigError(f"objective.dual_clip is {dual_clip}; it is above 1, or null.")
         if kl_coef < 0 or std_floor < 0:
             raise ConfigError(f"objective.kl_coef is {kl_coef} and std_floor {std_floor}; both are 0 or more.")
+        if reduction not in get_args(Reduction) or scale not in get_args(Scale):
+            raise ConfigError(
+                f"objective.reduction is {reduction!r} (one of {', '.join(get_args(Reduction))}) and objective.scale {scale!r} (one of "
+                f"{', '.join(get_args(Scale))})."
+            )
+        self.kl_largest = kl_largest
         self.scale, self.std_floor, self.reduction = scale, std_floor, reduction
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
         self.surrogate, self.importance_sampling_level, self.kl_coef, self.kl_estimator = (
@@ -92,7 +100,7 @@ class GRPO(Objective):
             stats["ratio_max"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).max().exp() if mask_BGT.any() else mask_BGT.new_ones(())
             stats["ratio_min"] = torch.where(mask_BGT > 0, ratio_BGT, 0.0).min().exp() if mask_BGT.any() else mask_BGT.new_ones(())
         if ref_logps_BGT is not None:
-            kl_BGT = kl_estimate(logps_BGT, ref_logps_BGT.float(), self.kl_estimator) * mask_BGT
+            kl_BGT = kl_estimate(logps_BGT, ref_logps_BGT.float(), self.kl_estimator, self.kl_largest) * mask_BGT
             loss = loss + self.kl_coef * (kl_BGT * weights_BGT).sum()
             stats["kl"] = kl_BGT.detach().sum() / tokens
         return loss, stats

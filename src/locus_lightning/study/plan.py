@@ -13,6 +13,7 @@ import yaml
 from locus_lightning.errors import ConfigError
 from locus_lightning.evaluation.benchmarks import SUITES
 from locus_lightning.evaluation.runner import RESULT, folder_name
+from locus_lightning.training.config_form import read_config, write_out
 
 EVALUATIONS = "eval"
 """The folder of a study's evaluations, beside those of its runs."""
@@ -113,12 +114,12 @@ def read_study(path: Path) -> Study:
 
 
 def changed(study: Study, changes: Mapping[str, Any], whose: str) -> dict[str, Any]:
-    """The base configuration with new values at dotted keys.
+    """The base configuration, its short forms written out, with new values at dotted keys.
 
     Raises:
         ConfigError: a key lies in nothing.
     """
-    config: dict[str, Any] = yaml.safe_load(study.base.read_text())
+    config = write_out(read_config(study.base))
     for key, value in changes.items():
         *way, last = key.split(".")
         place: Any = config

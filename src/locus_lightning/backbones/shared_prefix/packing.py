@@ -96,6 +96,9 @@ def why_not(config: Any) -> str | None:
     """
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None)
+    if window and not getattr(text, "layer_types", None) and getattr(text, "use_sliding_window", True):
+        return f"its attention has a sliding window of {window:,} positions"
     if kinds - {"full_attention"}:
         return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
     if getattr(text, "use_bidirectional_attention", None) or getattr(config, "use_bidirectional_attention", None):
