@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.conftest import ROOT, small
 
@@ -129,3 +130,31 @@ def test_every_documented_curve_exists_in_the_code():
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for name in re.findall(r"\| `((?:val|rollout|reward)/[\w.]+)`", page):
         assert name.split("/")[1] in code
+
+
+def test_the_guides_task_keeps_the_contract():
+    guide = (ROOT / "docs" / "task-plugin.md").read_text()
+    stated = tomllib.loads(re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)[0])
+    shipped = tomllib.loads((ROOT / "plugins" / "task_rotation" / "pyproject.toml").read_text())
+    assert stated["project"]["entry-points"] == shipped["project"]["entry-points"]
+    source, check = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    scope: dict[str, object] = {"__name__": "guide"}
+    exec(
+        source.replace("RotationTask", "GuideTask").replace(
+            "from dataclasses", "import sys, types\nsys.modules['guide'] = types.ModuleType('guide')\nfrom dataclasses"
+        ),
+        scope,
+    )
+    exec(check.replace("RotationTask", "GuideTask"), scope)
+    mixture = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[0])
+    assert mixture["model"]["task"]["class_path"] == "TaskMixture"
+
+
+def test_the_python_example_trains(monkeypatch, capsys):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("train_in_python", ROOT / "examples" / "train_in_python.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert 0 < example.main(1) < 1
+    assert "mean IoU 0.1" in capsys.readouterr().out

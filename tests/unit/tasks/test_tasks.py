@@ -174,7 +174,7 @@ def test_every_task_trains(task):
 
 def test_no_model_file_knows_a_sample_type():
     """The boundary: a backbone sees words, images and sizes."""
-    for path in (Path(__file__).parents[2] / "src/locus_lightning/backbones").rglob("*.py"):
+    for path in (Path(__file__).parents[3] / "src/locus_lightning/backbones").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "locus_lightning.types":
                 assert not {"CueSample", "Question", "Sample"} & {alias.name for alias in node.names}, path

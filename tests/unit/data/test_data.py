@@ -311,7 +311,7 @@ def test_lightning_cannot_move_a_paced_loader_to_another_epoch():
     assert micro_steps(loader) == expected
 
 
-REAL = Path(os.environ.get("LOCUS_COCO", Path(__file__).resolve().parents[3] / "shared" / "coco_mini"))
+REAL = Path(os.environ.get("LOCUS_COCO", Path(__file__).resolve().parents[4] / "shared" / "coco_mini"))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder of real photos in COCO layout (set LOCUS_COCO)")
