@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from locus_lightning.backbones.loading import SHIPPED
-from locus_lightning.data.synthetic.lessons import TASKS as LESSONS
+from locus_lightning.data.synthetic.qa_examples import TASKS as LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
@@ -76,7 +76,7 @@ It is there to be trained on cue search, which it has hardly been taught. It kno
 
 | | |
 |---|---|
-| data | scenes drawn as they are needed (`SceneLessons`); no picture twice |
+| data | scenes drawn as they are needed (`SceneQA`); no picture twice |
 | lessons | {run["steps"]:,} steps of {run["batch"]} questions about as many pictures |
 | time | {run["minutes"]:.0f} minutes on {run["machine"]} |
 | command | `uv run locus fit --config configs/tiny_pretrain.yaml`, then `uv run python benchmarks/locus_tiny_card.py RUN` |
@@ -144,7 +144,7 @@ def about_run(summary: dict[str, Any], run: Path) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores ({platform.machine()})",
         "versions": summary["versions"],
         "lessons": lessons,
-        "lessons_each": int(after["cues"]) * 2 // len(LESSONS),
+        "lessons_each": int(after["samples"]) * 2 // len(LESSONS),
     }
 
 

@@ -23,7 +23,7 @@ from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.corpus.corpus import CorpusCues
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.synthetic.lessons import SceneLessons, Stage
+from locus_lightning.data.synthetic.qa_examples import SceneQA, Stage
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.answer import AnswerReward
@@ -50,8 +50,8 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model.init_args.objective", "", [GRPO]),
     ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, SamplingParams]),
     ("data", "", [CueDataModule]),
-    ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneLessons]),
-    ("data.source.init_args.stages", "Of `SceneLessons`: a list.", [Stage]),
+    ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneQA]),
+    ("data.source.init_args.stages", "Of `SceneQA`: a list.", [Stage]),
     ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues, TextCues]),
     ("model.init_args.optimizer", "torch's by dotted path, such as `torch.optim.AdamW`; ours by class name.", [MuonAdamW]),
     ("trainer.callbacks", "By dotted path, such as `locus_lightning.callbacks.downstream.DownstreamAccuracy`; Lightning's own by class name.", [DownstreamAccuracy]),

@@ -39,7 +39,7 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
         model.backbone, model.task, model.rollout, model.validation, train_vision=True,
         optimizer=lambda p: torch.optim.AdamW(p, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2),
     )  # fmt: skip
-    lessons = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
+    examples = CueDataModule(cold.source or data.source, cold.batch_size, data.val_batch_size, data.num_workers, data.seed + 1)
     L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.device_ids if isinstance(trainer.accelerator, CUDAAccelerator) else 1,
@@ -50,5 +50,5 @@ def cold_start(cold: ColdStart, model: LocusModule, data: CueDataModule, trainer
         enable_model_summary=False,
         limit_val_batches=0,
         enable_progress_bar=trainer.progress_bar_callback is not None,
-    ).fit(teacher, datamodule=lessons)
+    ).fit(teacher, datamodule=examples)
     model.backbone.weights_on_disk = False

@@ -1,7 +1,7 @@
-"""The small model that configs/tiny_pretrain.yaml teaches, before its first lesson.
+"""The small model that configs/tiny_pretrain.yaml teaches, before its first QA example.
 
 A LLaVA with a Qwen3 for its language. What is drawn at random here is drawn so that a narrow model finds out what is where within
-minutes (our choice, each against the usual start on the same lessons): places and numbers that lie near one another begin alike, a
+minutes (our choice, each against the usual start on the same QA examples): places and numbers that lie near one another begin alike, a
 query begins as the key of its own kind, words are not drowned by what the first layer adds to them.
 """
 
@@ -18,7 +18,7 @@ from locus_lightning.backbones.toy.llava import llava
 SIDE, PATCH, WIDTH, HEADS = 96, 12, 96, 4
 """Pixels of an image and of a patch; width of tower and language model."""
 
-_WORDS = (  # "none" and "Map every" are used by no lesson any more: another vocabulary is another initialisation
+_WORDS = (  # "none" and "Map every" are used by no QA example any more: another vocabulary is another initialisation
     "red green blue yellow orange purple white black pink cyan plain striped dotted checked "
     "circle square triangle diamond cross ring left right above below thing circles squares triangles diamonds crosses rings things\n"
     + "".join(

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from locus_lightning.boxes import size_bin
-from locus_lightning.data.synthetic.lessons import attribute_options, phrase, position, with_options
+from locus_lightning.data.synthetic.qa_examples import attribute_options, phrase, position, with_options
 from locus_lightning.data.synthetic.scenes import Scene, SceneCues
 from locus_lightning.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Lessons about drawn scenes: what a small model is taught before it is asked to search. Boxes are written in the model's frame."""
+"""QA examples about drawn scenes: what a small model is taught before it is asked to search. Boxes are written in the model's frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from locus_lightning.types import Box, IntBox, Question, Sample
 
 
 @dataclass(frozen=True)
-class Lesson:
+class QAExample:
     """Question and answer about a scene; ``{0}``, ``{1}``, ... stand for ``boxes``."""
 
     text: str
@@ -60,61 +60,61 @@ def _some(scene: Scene, rng: np.random.Generator) -> int:
     return int(rng.integers(len(scene.boxes)))
 
 
-def list_objects(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def list_objects(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """All objects with their boxes, in random order: after a name its box has to be found by the name, not by the order."""
     order = rng.permutation(len(scene.boxes)).tolist()
     answer = "; ".join(f"{_a(scene.looks[i])} {{{n}}}" for n, i in enumerate(order))
-    return Lesson("List all objects.", answer, tuple(scene.boxes[i] for i in order))
+    return QAExample("List all objects.", answer, tuple(scene.boxes[i] for i in order))
 
 
-def list_boxes(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def list_boxes(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """All boxes with what is in them, in random order: after a box its name has to be found by the box."""
     order = rng.permutation(len(scene.boxes)).tolist()
     answer = "; ".join(f"{{{n}}} {_a(scene.looks[i])}" for n, i in enumerate(order))
-    return Lesson("What is where?", answer, tuple(scene.boxes[i] for i in order))
+    return QAExample("What is where?", answer, tuple(scene.boxes[i] for i in order))
 
 
-def ground(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def ground(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """The box of a phrase."""
     i = _some(scene, rng)
     words = phrase(scene.looks, i, rng)
-    return words and Lesson(f"Where is the {words}?", "{0}", (scene.boxes[i],))  # type: ignore[return-value]
+    return words and QAExample(f"Where is the {words}?", "{0}", (scene.boxes[i],))  # type: ignore[return-value]
 
 
-def name_box(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def name_box(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """What is in a box."""
     i = _some(scene, rng)
-    return Lesson("What is at {0}?", _a(scene.looks[i]), (scene.boxes[i],))
+    return QAExample("What is at {0}?", _a(scene.looks[i]), (scene.boxes[i],))
 
 
-def name_crop(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def name_crop(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """What a crop shows, cut out as a cue is."""
     i = _some(scene, rng)
     x1, y1, x2, y2 = scene.boxes[i]
     dx, dy = (float(rng.uniform(0, 0.1)) * side for side in (x2 - x1, y2 - y1))
     side = scene.image.width
     crop = (max(0, round(x1 - dx)), max(0, round(y1 - dy)), min(side, round(x2 + dx)), min(side, round(y2 + dy)))
-    return Lesson("What is this?", _a(scene.looks[i]), crop=crop)
+    return QAExample("What is this?", _a(scene.looks[i]), crop=crop)
 
 
-def attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """The colour or shape of an object that is named by its other attributes."""
     i = _some(scene, rng)
     asked = ("colour", "shape")[int(rng.integers(2))]
     words = phrase(scene.looks, i, rng, leave_out=asked)
-    return words and Lesson(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked))  # type: ignore[return-value]
+    return words and QAExample(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked))  # type: ignore[return-value]
 
 
-def count(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def count(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """How many objects have a colour or a shape."""
     look = scene.looks[_some(scene, rng)]
     if rng.random() < 0.5:
-        return Lesson(f"How many {look.colour} things are there?", str(len(matching(scene.looks, colour=look.colour))))
+        return QAExample(f"How many {look.colour} things are there?", str(len(matching(scene.looks, colour=look.colour))))
     plural = look.shape + ("es" if look.shape == "cross" else "s")
-    return Lesson(f"How many {plural} are there?", str(len(matching(scene.looks, shape=look.shape))))
+    return QAExample(f"How many {plural} are there?", str(len(matching(scene.looks, shape=look.shape))))
 
 
-def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def relation(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """Which of two objects is further left, or higher. The answer says where both are before it compares them: within a word, a model
     of a few layers does not."""
     if len(scene.boxes) < 2:
@@ -124,10 +124,10 @@ def relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     found = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
     if found is None:
         return None
-    return Lesson(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0])
+    return QAExample(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0])
 
 
-def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def choose_attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """As :func:`attribute`, with four lettered options; the answer is the words of one, which scoring takes for its letter."""
     plain = attribute(scene, rng)
     if plain is None:
@@ -135,7 +135,7 @@ def choose_attribute(scene: Scene, rng: np.random.Generator) -> Lesson | None:
     return replace(plain, text=with_options(plain.text, attribute_options(plain.answer, rng), rng)[0])
 
 
-def choose_relation(scene: Scene, rng: np.random.Generator) -> Lesson | None:
+def choose_relation(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """As :func:`relation`, with two lettered options; answered likewise."""
     plain = relation(scene, rng)
     if plain is None:
@@ -167,7 +167,7 @@ def position(scene: Scene, pair: tuple[int, int], names: tuple[str | None, str |
     return f"Is the {a} {where} the {b}?", sides if first < second else sides[::-1]
 
 
-TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
+TASKS: dict[str, Callable[[Scene, np.random.Generator], QAExample | None]] = {
     "list": list_objects,
     "list_boxes": list_boxes,
     "ground": ground,
@@ -179,7 +179,7 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Lesson | None]] = {
     "choose_attribute": choose_attribute,
     "choose_relation": choose_relation,
 }
-"""Kinds of lesson; beside them :data:`SEARCH` is the search itself."""
+"""Kinds of QA example; beside them :data:`SEARCH` is the search itself."""
 
 SEARCH = ("cue", "text_cue")
 """The search in its own format, by a crop and by words."""
@@ -192,10 +192,10 @@ class Stage:
     Args:
         epochs: epochs it lasts; the last stage lasts to the end.
         scenes: what is drawn.
-        mix: share of each kind of lesson: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
+        mix: share of each kind of QA example: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
             choose_relation, and in the search's own format cue and text_cue.
-        cues: scenes of the ``cue`` lessons; null: ``scenes``.
-        text_cues: scenes of the ``text_cue`` lessons; their cue sampler is ``TextCues``.
+        cues: scenes of the ``cue`` QA examples; null: ``scenes``.
+        text_cues: scenes of the ``text_cue`` QA examples; their cue sampler is ``TextCues``.
         colours_only: objects have different colours and are named by them alone: the place behind a name is found far sooner when the
             name is one word that stands right before the box.
     """
@@ -211,34 +211,34 @@ class Stage:
         unknown = sorted(set(self.mix) - {*TASKS, *SEARCH})
         if unknown or not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
             raise ConfigError(
-                f"SceneLessons: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join([*TASKS, *SEARCH])}"
+                f"SceneQA: a stage's mix is {self.mix}; give shares of 0 or more to {', '.join([*TASKS, *SEARCH])}"
                 + (f" (unknown: {', '.join(unknown)})." if unknown else ".")
             )
         if self.mix.get("text_cue") and not (self.text_cues and isinstance(self.text_cues.cue_sampler, TextCues)):
-            raise ConfigError("SceneLessons: a stage's mix has text_cue; give it text_cues, scenes whose cue_sampler is TextCues.")
+            raise ConfigError("SceneQA: a stage's mix has text_cue; give it text_cues, scenes whose cue_sampler is TextCues.")
         if self.colours_only and self.scenes.objects[1] > len(self.scenes.colours):
             raise ConfigError(
-                f"SceneLessons: colours_only with up to {self.scenes.objects[1]} objects and {len(self.scenes.colours)} colours; give more colours."
+                f"SceneQA: colours_only with up to {self.scenes.objects[1]} objects and {len(self.scenes.colours)} colours; give more colours."
             )
         if self.epochs < 1:
-            raise ConfigError(f"SceneLessons: a stage lasts {self.epochs} epochs; it is at least 1.")
+            raise ConfigError(f"SceneQA: a stage lasts {self.epochs} epochs; it is at least 1.")
 
 
-class SceneLessons(CueSource):
+class SceneQA(CueSource):
     """A mixture of supervised tasks on generated scenes, in stages that grow harder.
 
     Args:
         stages: the curriculum.
-        held_out: cue search to validate on, beside lessons of the last stage.
-        per_scene: lessons about one scene; those about the whole picture share its vision features and prompt.
+        held_out: cue search to validate on, beside QA examples of the last stage.
+        per_scene: QA examples about one scene; those about the whole picture share its vision features and prompt.
         train_size: scenes an epoch.
-        val_size: held-out samples; a third of them are cues of ``held_out``, the rest lessons, each kind as often.
+        val_size: held-out samples; a third of them are cues of ``held_out``, the rest QA examples, each kind as often.
     """
 
     def __init__(self, stages: list[Stage], held_out: SceneCues, per_scene: int = 6, train_size: int = 32000, val_size: int = 768) -> None:
         if not stages or min(train_size, per_scene) < 1 or val_size < 3:
             raise ConfigError(
-                f"SceneLessons: {len(stages)} stages, per_scene {per_scene}, train_size {train_size} (at least 1 each), "
+                f"SceneQA: {len(stages)} stages, per_scene {per_scene}, train_size {train_size} (at least 1 each), "
                 f"val_size {val_size} (at least 3)."
             )
         self.stages, self.held_out, self.per_scene = stages, held_out, per_scene
@@ -246,7 +246,7 @@ class SceneLessons(CueSource):
 
     def dataset(self, split: Split, seed: int) -> CueDataset:
         """See :meth:`CueSource.dataset`."""
-        return _Lessons(self, split, seed)
+        return _QADataset(self, split, seed)
 
     def stage(self, epoch: int) -> Stage:
         """The stage of an epoch."""
@@ -257,8 +257,8 @@ class SceneLessons(CueSource):
         return self.stages[-1]
 
 
-class _Lessons(CueDataset):
-    def __init__(self, source: SceneLessons, split: Split, seed: int) -> None:
+class _QADataset(CueDataset):
+    def __init__(self, source: SceneQA, split: Split, seed: int) -> None:
         self.source, self.split, self.seed = source, split, seed
         self.held_out = source.held_out.dataset("val", seed)
 
@@ -267,14 +267,14 @@ class _Lessons(CueDataset):
 
     def __getitem__(self, key: CueKey) -> Sample | tuple[Sample, ...]:
         rng = np.random.default_rng([self.seed, 2 + SPLITS.index(self.split), *key])
-        name = f"lesson-{self.split}-{key[0]}-{key[1]}"
+        name = f"qa-{self.split}-{key[0]}-{key[1]}"
         if self.split == "train":
-            return lessons(name, self.source.stage(key[0]), self.source.per_scene, rng)
+            return qa_examples(name, self.source.stage(key[0]), self.source.per_scene, rng)
         cues = self.source.val_size // 3
         if key[1] < cues:
             return self.held_out[CueKey(0, key[1])]
         task = list(TASKS)[key[1] % len(TASKS)]
-        return lessons(name, replace(self.source.stages[-1], mix={task: 1.0}), 1, rng)
+        return qa_examples(name, replace(self.source.stages[-1], mix={task: 1.0}), 1, rng)
 
 
 def _scene(stage: Stage, rng: np.random.Generator) -> Scene:
@@ -287,11 +287,11 @@ def _scene(stage: Stage, rng: np.random.Generator) -> Scene:
     return replace(scene, looks=tuple(Look("", look.colour, "plain") for look in scene.looks))
 
 
-def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> tuple[Sample, ...]:
-    """``number`` lessons about one scene, of kinds drawn from the stage's mix; no two say the same.
+def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) -> tuple[Sample, ...]:
+    """``number`` QA examples about one scene, of kinds drawn from the stage's mix; no two say the same.
 
     Raises:
-        ConfigError: the scenes give no such lesson, such as a relation among single objects.
+        ConfigError: the scenes give no such QA example, such as a relation among single objects.
     """
     tasks, shares = list(stage.mix), np.array(list(stage.mix.values()))
     found: dict[str, Sample] = {}
@@ -309,4 +309,4 @@ def lessons(name: str, stage: Stage, number: int, rng: np.random.Generator) -> t
                 found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
         if len(found) == number or (found and attempt == 19):
             return tuple(found.values())
-    raise ConfigError(f"SceneLessons: scenes with {stage.scenes.objects} objects give no lesson of {tasks}; change the mix.")
+    raise ConfigError(f"SceneQA: scenes with {stage.scenes.objects} objects give no QA example of {tasks}; change the mix.")

@@ -1,4 +1,4 @@
-"""Lessons about drawn scenes: what is asked has one right answer, and questions about one picture are paid for once."""
+"""QA examples about drawn scenes: what is asked has one right answer, and questions about one picture are paid for once."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.source import CueBatch, CueKey
 from locus_lightning.data.synthetic.drawing import SHAPES
-from locus_lightning.data.synthetic.lessons import TASKS, SceneLessons, Stage, lessons, matching, phrase
+from locus_lightning.data.synthetic.qa_examples import TASKS, SceneQA, Stage, matching, phrase, qa_examples
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.sft import SupervisedModule, by_image
@@ -93,11 +93,11 @@ def _fits(words: str, look) -> bool:
     return set(words.split()) <= known
 
 
-def test_lessons_follow_their_stage_and_depend_on_the_key_alone():
+def test_qa_examples_follow_their_stage_and_depend_on_the_key_alone():
     easy = Stage(1, SceneCues(image_size=64, objects=(1, 1), object_size=(0.3, 0.4)), {"list": 1, "ground": 1, "cue": 1})
     hard = Stage(1, SCENES, {"relation": 1, "list": 1})
     easy.scenes.cue_sampler.mix, easy.scenes.cue_sampler.min_side = {"medium": 0.5, "large": 0.5}, 8
-    source = SceneLessons([easy, hard], SceneCues(image_size=96, object_size=(0.2, 0.3)), per_scene=3, train_size=8, val_size=30)
+    source = SceneQA([easy, hard], SceneCues(image_size=96, object_size=(0.2, 0.3)), per_scene=3, train_size=8, val_size=30)
     train = source.dataset("train", 0)
     one, again, other = train[CueKey(0, 3)], train[CueKey(0, 3)], train[CueKey(1, 3)]
     assert [getattr(s, "text", "") for s in one] == [getattr(s, "text", "") for s in again]
@@ -114,24 +114,24 @@ def test_the_search_is_asked_for_by_a_crop_and_by_words():
     by_crop = SceneCues(**large, cue_sampler=ObjectCues({"medium": 1, "large": 1}, min_side=8))
     by_words = SceneCues(**large, cue_sampler=TextCues({"medium": 1, "large": 1}, min_side=8))
     stage = Stage(1, SCENES, {"cue": 1, "text_cue": 1}, cues=by_crop, text_cues=by_words)
-    one, other = sorted(lessons("x", stage, 2, np.random.default_rng(0)), key=lambda sample: bool(sample.cue.text))
+    one, other = sorted(qa_examples("x", stage, 2, np.random.default_rng(0)), key=lambda sample: bool(sample.cue.text))
     assert not one.cue.text
     assert other.cue.text.split()[-1] in SHAPES
 
 
-def test_a_mix_of_unknown_kinds_or_impossible_lessons_is_refused():
+def test_a_mix_of_unknown_kinds_or_impossible_qa_examples_is_refused():
     with pytest.raises(ConfigError, match="unknown: cues"):
         Stage(1, SCENES, {"cues": 1.0})
     for text_cues in (None, SCENES):
         with pytest.raises(ConfigError, match="whose cue_sampler is TextCues"):
             Stage(1, SCENES, {"text_cue": 1.0}, text_cues=text_cues)
-    with pytest.raises(ConfigError, match="give no lesson"):
-        lessons("x", Stage(1, SceneCues(objects=(1, 1)), {"relation": 1.0}), 1, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="give no QA example"):
+        qa_examples("x", Stage(1, SceneCues(objects=(1, 1)), {"relation": 1.0}), 1, np.random.default_rng(0))
 
 
 def test_questions_about_one_picture_in_one_row_give_what_each_gives_alone(family, make_backbone):
     backbone = make_backbone(family, dtype="float64")
-    every = lessons("x", Stage(1, SCENES, dict.fromkeys(TASKS, 1.0)), 5, np.random.default_rng(3))
+    every = qa_examples("x", Stage(1, SCENES, dict.fromkeys(TASKS, 1.0)), 5, np.random.default_rng(3))
     groups = by_image(every)
     prompts, rests = backbone.encode_shared([contents(backbone, group) for group in groups])
     for group, prompt, rest in zip(groups, prompts, rests, strict=True):
@@ -147,7 +147,7 @@ def test_supervised_training_lowers_the_loss_of_a_mixed_batch(make_backbone):
     backbone = make_backbone("llava", train_vision=True)
     module = SupervisedModule(backbone)
     module.log = lambda *a, **k: None  # no trainer here
-    every = lessons(
+    every = qa_examples(
         "x",
         Stage(1, SCENES, {**dict.fromkeys(TASKS, 1.0), "cue": 2.0}, cues=SceneCues(image_size=96, object_size=(0.15, 0.2))),
         7,
@@ -168,7 +168,7 @@ def test_supervised_training_lowers_the_loss_of_a_mixed_batch(make_backbone):
 def test_every_answer_counts_alike_where_it_is_asked_for(make_backbone):
     backbone = make_backbone("llava").double()
     stage = Stage(1, SCENES, {"list": 1.0, "attribute": 1.0, "cue": 1.0})
-    batch = CueBatch(sample for k in range(2) for sample in lessons(str(k), stage, 3, np.random.default_rng(k)))
+    batch = CueBatch(sample for k in range(2) for sample in qa_examples(str(k), stage, 3, np.random.default_rng(k)))
     alone = []
     for sample in batch:
         answer = backbone.tokenize_answer(target(backbone, sample))
@@ -201,12 +201,12 @@ def test_marks(make_backbone, samples):
     assert score(backbone, led_up_to, "left [1, 2, 3, 4]") == score(backbone, led_up_to, "right") == 0.0
 
 
-def test_every_word_of_every_lesson_is_one_token_of_locus_tiny():
+def test_every_word_of_every_qa_example_is_one_token_of_locus_tiny():
     _, processor = locus_tiny()
     rng = np.random.default_rng(0)
     for _ in range(40):
-        for lesson in lessons("x", Stage(1, SceneCues(), dict.fromkeys(TASKS, 1.0)), 6, rng):
-            text = (lesson.text + " " + lesson.answer).format(*["[10, 20, 30, 40]"] * 9)
+        for example in qa_examples("x", Stage(1, SceneCues(), dict.fromkeys(TASKS, 1.0)), 6, rng):
+            text = (example.text + " " + example.answer).format(*["[10, 20, 30, 40]"] * 9)
             pieces = processor.tokenizer.tokenize(text)
             assert len(pieces) <= len(text.split()) + 7 * text.count("[") + 3 * text.count("(") + text.count(";") + 6, pieces
 
@@ -215,7 +215,7 @@ def test_named_by_colour_alone():
     stage = Stage(
         1, SceneCues(image_size=96, objects=(2, 3), colours=["red", "green", "blue"]), {"list": 1, "ground": 1}, colours_only=True
     )
-    texts = [q.text + " " + q.answer for i in range(40) for q in lessons("x", stage, 2, np.random.default_rng(i))]
+    texts = [q.text + " " + q.answer for i in range(40) for q in qa_examples("x", stage, 2, np.random.default_rng(i))]
     words = {word for text in texts for word in text.replace("?", "").split() if word.isalpha()}
     assert words <= {"List", "all", "Where", "is", "the", "a", "red", "green", "blue"} | {"objects"}
     with pytest.raises(ConfigError, match="colours_only with up to 3 objects and 2 colours"):
