@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
-from locus_lightning.types import Box, Size, SizeBin
+from locus_lightning.types import Box, CueWindow, Size, SizeBin
 
 SIZE_BINS: dict[SizeBin, tuple[float, float]] = {
     "tiny": (0.0, 0.01),
@@ -170,3 +171,12 @@ def raster(rows: int, columns: int, extent: Box) -> Tensor:
     left, top = xs[:-1].repeat(rows), ys[:-1].repeat_interleave(columns)
     right, bottom = xs[1:].repeat(rows), ys[1:].repeat_interleave(columns)
     return torch.stack([left, top, right, bottom], dim=-1)
+
+
+def crop_window(image: Image.Image, window: CueWindow) -> Image.Image:
+    """Cut a window out of an image and resize it by the window's ``scale`` (bicubic, at least 1 px a side)."""
+    crop = image.crop(window.box)
+    if window.scale == 1.0:
+        return crop
+    size = (max(1, round(crop.width * window.scale)), max(1, round(crop.height * window.scale)))
+    return crop.resize(size, Image.Resampling.BICUBIC)

@@ -354,12 +354,16 @@ class Drawn(L.Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("reason", ["max_steps", "a callback", "max_epochs", "limit_train_batches"])
+@pytest.mark.parametrize("reason", ["max_steps", "max_steps at the end of a pass", "a callback", "max_epochs", "limit_train_batches"])
 def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, monkeypatch, reason):
     monkeypatch.setitem(sys.modules, "drawn", types.SimpleNamespace(Drawn=Drawn))
     monkeypatch.setattr(Drawn, "__module__", "drawn")
-    size = {"max_epochs": 6}.get(reason, 10)  # samples of a pass; two a step
-    end = {"max_steps": ["--trainer.max_steps=3"], "max_epochs": ["--trainer.max_epochs=1"]}.get(reason, [])
+    size = 6 if reason in ("max_epochs", "max_steps at the end of a pass") else 10  # samples of a pass; two a step
+    end = {
+        "max_steps": ["--trainer.max_steps=3"],
+        "max_steps at the end of a pass": ["--trainer.max_steps=3"],
+        "max_epochs": ["--trainer.max_epochs=1"],
+    }.get(reason, [])
     options = [f"--data.source.init_args.train_size={size}", "--trainer.limit_val_batches=0", "--trainer.callbacks=drawn.Drawn"]
     options += ["--model.num_iterations=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=-1", "--trainer.max_epochs=3"]
     options += ["--trainer.limit_train_batches=6"] if reason == "limit_train_batches" else []
@@ -396,6 +400,65 @@ def test_a_checkpoint_from_inside_a_step_is_refused(locus, monkeypatch):
     assert status == 2
     assert "inside an optimiser step" in err
     assert locus("validate", "--config", SCENES, "--ckpt_path", "inside.ckpt")[0] == 0, "its weights can still be looked at"
+
+
+class StopsInside(L.Callback):
+    """Asks to stop after the first of two passes of the second optimiser step, as ``max_time`` may."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            trainer.should_stop = True
+
+
+def test_a_stop_inside_a_step_waits_for_its_end(locus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stops", types.SimpleNamespace(StopsInside=StopsInside))
+    monkeypatch.setattr(StopsInside, "__module__", "stops")
+    assert locus("fit", "--config", SCENES, "--trainer.callbacks=stops.StopsInside", "--trainer.max_steps=9")[0] == 0
+    assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["steps"] == 2
+    status, _, err = locus("fit", "--config", SCENES, "--ckpt_path=last", "--trainer.max_steps=3")
+    assert status == 0, err
+
+
+def test_a_later_file_changes_settings_and_no_class(locus, tmp_path):
+    supervised = ROOT / "tests" / "configs" / "supervised_qwen.yaml"
+    overlays = {
+        "checkpoint": (
+            {"checkpoint": "toy:qwen2_5_vl"},
+            lambda m: m["init_args"]["backbone"]["init_args"]["checkpoint"] == "toy:qwen2_5_vl",
+        ),
+        "short": ({"model": {"warmup_ratio": 0.25}}, lambda m: m["init_args"]["warmup_ratio"] == 0.25),
+        "long": ({"model": {"init_args": {"warmup_ratio": 0.25}}}, lambda m: m["init_args"]["warmup_ratio"] == 0.25),
+        "backbone": (
+            {"model": {"backbone": {"max_pixels": 12544}}},
+            lambda m: m["init_args"]["backbone"]["init_args"]["max_pixels"] == 12544,
+        ),
+    }
+    for name, (content, holds) in overlays.items():
+        (tmp_path / "over.yaml").write_text(yaml.safe_dump(content))
+        status, out, err = locus("fit", "--config", supervised, "--config", "over.yaml", "--print_config")
+        assert status == 0, (name, err)
+        made = yaml.safe_load(out)["model"]
+        assert made["class_path"].endswith("SupervisedModule"), name
+        assert made["init_args"]["backbone"]["class_path"].endswith("Qwen2_5_VLBackbone"), name
+        assert holds(made), name
+
+
+def test_an_option_may_name_the_class_and_its_settings(locus, tmp_path):
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump({"checkpoint": "toy:qwen2_5_vl", "data": "data.yaml"}))
+    (tmp_path / "data.yaml").write_text("source: {class_path: SceneCues}\nbatch_size: 3\n")
+    named = ["--model.backbone=Qwen2_5_VLBackbone", "--model.backbone.checkpoint=toy:qwen2_5_vl", "--model.backbone.max_pixels=401408"]
+    status, out, err = locus("fit", "--config", "short.yaml", *named, "--print_config")
+    assert status == 0, err
+    made = yaml.safe_load(out)
+    assert made["model"]["init_args"]["backbone"]["init_args"]["max_pixels"] == 401408
+    assert made["data"]["batch_size"] == 3, "a part in a file of its own lies beside the configuration"
+    status, _, err = locus("fit", "--config", "short.yaml", "--model.backbone.max_pixels=a: b: c")
+    assert status == 2
+    assert "--model.backbone.max_pixels is 'a: b: c'" in err
+    (tmp_path / "beside.yaml").write_text("checkpoint: toy:llava\nmodel: m.yaml\n")
+    status, _, err = locus("fit", "--config", "beside.yaml")
+    assert status == 2
+    assert "state the checkpoint in that file" in err
 
 
 def test_a_validation_interval_counts_optimiser_steps(locus, tmp_path, monkeypatch):

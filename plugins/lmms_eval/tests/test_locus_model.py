@@ -104,7 +104,7 @@ def test_requests_of_other_settings_are_answered_in_their_order(model):
 
 def test_thinking_is_asked_for_and_given_room(model, monkeypatch):
     seen = {}
-    monkeypatch.setattr(model.backbone, "encode_turns", lambda turns: seen.setdefault("turns", turns) and [])
+    monkeypatch.setattr(model.backbone, "encode", lambda contents: seen.setdefault("turns", contents) and [])
     monkeypatch.setattr(
         "locus_lmms_eval.model.HFRollout.generate", lambda self, b, p, n, sampling: seen.setdefault("sampling", sampling) and []
     )

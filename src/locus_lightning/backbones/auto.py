@@ -81,8 +81,10 @@ def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[H
     """
     saved = loading.saved_settings(checkpoint)
     for plugin in plugins.available("backbones") if saved else ():
-        if saved is not None and plugin.class_path == saved.backbone:
-            kind: type[HFBackbone] = plugins.load("backbones", plugin.name)
+        if saved is None or plugin.name == "AutoBackbone" or plugin.name != saved.backbone.rsplit(".", 1)[-1]:
+            continue
+        kind: type[HFBackbone] = plugins.load("backbones", plugin.name)
+        if saved.backbone in (plugin.class_path, f"{kind.__module__}.{kind.__qualname__}"):  # a package may export it from elsewhere
             own = kind.family_parameters()
             foreign = sorted(set(saved.family) - set(own))
             if foreign:

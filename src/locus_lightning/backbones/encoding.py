@@ -218,7 +218,7 @@ class Encoding(Backbone):
     def decode(self, ids_T: Tensor) -> str:
         """See :meth:`Backbone.decode`."""
         tokenizer = self.processor.tokenizer
-        kept = {tokenizer.convert_tokens_to_ids(tag) for tag in _TAGS} & self._special_ids()
+        kept = {i for tag in _TAGS if (i := tokenizer.get_vocab().get(tag)) is not None} & self._special_ids()
         if not kept:
             return str(tokenizer.decode(ids_T, skip_special_tokens=True))
         skipped = self._special_ids() - kept

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from locus_lightning import plugins
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.auto import AutoBackbone, speaker_of
 from locus_lightning.backbones.base import Backbone
@@ -47,18 +48,49 @@ class Run:
         from jsonargparse import ArgumentParser
 
         own = {"dtype": dtype, "quantize": None, "gradient_checkpointing": False, "trust_remote_code": trust_remote_code}
-        stated = self.config["model"]["init_args"]["backbone"]
-        stated = {**stated, "init_args": {**stated["init_args"], **own}}
+        stated = self._stated("backbone")
+        name = str(stated.get("class_path", ""))
+        if _installed_class(name) is None:
+            raise CheckpointError(
+                f"{self.folder / 'config.yaml'} names the backbone {name!r}, which is no installed backbone plugin; a run's folder does not "
+                "decide what is imported. Install the package that offers it (`locus plugins backbones`)."
+            )
+        # Nothing but the class and its settings is taken: other keys of the parser's, such as dict_kwargs, could carry anything.
+        settings = {"class_path": name, "init_args": {**(stated.get("init_args") or {}), **own}}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--backbone", type=Backbone)
-        made = parser.instantiate_classes(parser.parse_object({"backbone": stated})).backbone
+        made = parser.instantiate_classes(parser.parse_object({"backbone": settings})).backbone
         if not isinstance(made, HFBackbone):
             raise ConfigError(f"a run's model is opened by Hugging Face backbones; {type(made).__name__} is none.")
-        task = self.config["model"]["init_args"].get("task") or {}
-        words = (task.get("init_args") or {}).get("prompt") if isinstance(task, dict) else None
-        if words:
-            made.remembers = {**made.remembers, "prompt": words}
+        made.trust_remote_code = trust_remote_code
+        made.remembers = {**made.remembers, **_remembered_by(self._stated("task"))}
         return made
+
+    def _stated(self, key: str) -> dict[str, Any]:
+        model = self.config.get("model")
+        arguments = model.get("init_args") if isinstance(model, dict) else None
+        found = arguments.get(key) if isinstance(arguments, dict) else None
+        return found if isinstance(found, dict) else {}
+
+
+def _installed_class(class_path: str) -> str | None:
+    """The name of the installed backbone plugin that a dotted path means, or None. Nothing is imported."""
+    for plugin in plugins.available("backbones"):
+        if class_path in (plugin.class_path, f"locus_lightning.{plugin.name}", plugin.name):
+            return plugin.name
+    return None
+
+
+def _remembered_by(task: Any) -> dict[str, Any]:
+    """The settings of cue search in a run's task, wherever it stands in a mixture."""
+    if isinstance(task, list):
+        return {key: value for inner in task for key, value in _remembered_by(inner).items()}
+    if not isinstance(task, dict):
+        return {}
+    settings = task.get("init_args") or {}
+    if str(task.get("class_path", "")).rsplit(".", 1)[-1] == "CueSearch":
+        return {key: settings[key] for key in ("prompt", "layout") if settings.get(key)}
+    return _remembered_by(settings.get("tasks"))
 
 
 def take(backbone: HFBackbone, checkpoint: Path) -> int:

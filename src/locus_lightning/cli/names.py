@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from locus_lightning import plugins
-from locus_lightning.training.config_form import common_settings, read_config, write_out
+from locus_lightning.errors import ConfigError
+from locus_lightning.training.config_form import classes_of, common_settings, read_config, write_out
 
 _KIND_OF_KEY: dict[str, plugins.Kind] = {
     "backbone": "backbones",
@@ -23,36 +24,60 @@ _KIND_OF_KEY: dict[str, plugins.Kind] = {
     "tasks": "tasks",
 }
 _BARE = re.compile(r"[A-Za-z_]\w*")
+_CLASS = re.compile(r"[A-Za-z_][\w.]*")
 _FAMILY_OPTION = re.compile(r"--model\.(?:init_args\.)?backbone\.(?:init_args\.)?(\w+)")
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Arguments with their short forms written out; plugins that files and options name by class name are imported.
 
+    Of several files the later ones may change single settings: where they name no class, that of the earlier ones stays.
+
     Raises:
         ConfigError: a configuration file is missing or is not YAML.
         PluginError: a name is unknown, claimed twice, or fails to import.
     """
     pairs = list(_pairs(arguments))
-    configs = [Path(value).expanduser() for key, value in pairs if key in ("--config", "-c") and value is not None]
-    auto = any(_backbone_class(write_out(read_config(path))) == "AutoBackbone" for path in configs)
+    model, backbone = _classes_by_option(pairs)
+    files: list[tuple[Path, dict[str, Any]]] = []
+    for key, value in pairs:
+        if key in ("--config", "-c") and value is not None:
+            path = Path(value).expanduser()
+            full = write_out(read_config(path), model, backbone)
+            own_model, own_backbone = classes_of(full)
+            model, backbone = own_model or model, own_backbone or backbone
+            _import_named("", full)
+            files.append((path, full))
     prepared: list[str] = []
     family: dict[str, Any] = {}
     for key, value in pairs:
         setting = _FAMILY_OPTION.fullmatch(key)
-        if key in ("--config", "-c"):
-            _import_named("", write_out(read_config(Path(str(value)).expanduser())))
-            prepared.append(key)  # written out below, when the settings of the family are known
-        elif key == "--checkpoint" and value is not None:
+        if value is None or key in ("--config", "-c"):
+            prepared.append(key)  # a file is put in below, when the settings of the family are known
+        elif key == "--checkpoint":
             prepared.append(f"--model.init_args.backbone.init_args.checkpoint={value}")
-        elif auto and setting and setting[1] not in common_settings() and value is not None:
-            family[setting[1]] = yaml.safe_load(value)
+        elif setting and str(backbone).rsplit(".", 1)[-1] == "AutoBackbone" and setting[1] not in common_settings():
+            family[setting[1]] = _yaml_value(key, value)
         else:
-            if value is not None:
-                _import_option(key.lstrip("-"), value)
-            prepared.append(key if value is None else f"{key}={value}")
-    files = iter(configs)
-    return [f"--config={_written_out(next(files), family)}" if item in ("--config", "-c") else item for item in prepared]
+            _import_option(key.lstrip("-"), value)
+            prepared.append(f"{key}={value}")
+    ready = iter([_on_disk(path, full, family) for path, full in files])
+    return [f"--config={next(ready)}" if item in ("--config", "-c") else item for item in prepared]
+
+
+def _classes_by_option(pairs: Sequence[tuple[str, str | None]]) -> tuple[str | None, str | None]:
+    """The model's and the backbone's class where options name them."""
+    named = {key.removeprefix("--").replace("init_args.", "").removesuffix(".class_path"): value for key, value in pairs if value}
+    found = (named.get("model"), named.get("model.backbone"))
+    model, backbone = (value if value and _CLASS.fullmatch(value) else None for value in found)
+    return model, backbone
+
+
+def _yaml_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise ConfigError(f"{key} is {text!r}, which is not a YAML value ({getattr(cause, 'problem', cause)}).") from cause
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -73,24 +98,18 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         i += 1
 
 
-def _backbone_class(content: Mapping[str, Any]) -> str:
-    """The bare class name of a written-out configuration's backbone, or nothing."""
-    model = content.get("model")
-    backbone = (model.get("init_args") or {}).get("backbone") if isinstance(model, Mapping) else None
-    return str(backbone.get("class_path", "")).rsplit(".", 1)[-1] if isinstance(backbone, Mapping) else ""
-
-
-def _written_out(path: Path, family: Mapping[str, Any]) -> Path:
-    """The file itself where nothing is to be written out, else a full copy of it that lasts as long as this process."""
-    content = read_config(path)
-    full = write_out(content)
-    if family and _backbone_class(full) == "AutoBackbone":
+def _on_disk(path: Path, full: dict[str, Any], family: Mapping[str, Any]) -> Path:
+    """The file itself where nothing was written out, else a full copy of it that lasts as long as this process."""
+    if family and str(classes_of(full)[1]).rsplit(".", 1)[-1] == "AutoBackbone":
         backbone = full["model"]["init_args"]["backbone"]["init_args"]
         backbone["family"] = {**(backbone.get("family") or {}), **family}
-    if full == content:
+    if full == read_config(path):
         return path
     folder = tempfile.mkdtemp(prefix="locus-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for key, value in full.items():  # parts in files of their own lie beside the original
+        if isinstance(value, str) and (path.parent / value).is_file():
+            full[key] = str((path.parent / value).resolve())
     copy = Path(folder) / path.name
     copy.write_text(yaml.safe_dump(full, sort_keys=False))
     return copy

@@ -41,7 +41,7 @@ def preflight_command(arguments: Sequence[str]) -> int:
             super().before_instantiate_classes()
             trainer = self.config["fit"].trainer
             probe.max_steps, self.config["fit"]["cold_start"] = trainer.max_steps, None
-            trainer.max_steps, trainer.max_epochs = 1, -1
+            trainer.max_steps, trainer.max_epochs, trainer.devices, trainer.num_nodes = 1, -1, 1, 1  # other processes would run fit itself
             trainer.limit_val_batches, trainer.num_sanity_val_steps, trainer.logger = 0, 0, False
             trainer.enable_progress_bar = trainer.enable_model_summary = False
             self.config["fit"].checkpoints.every_n_steps = 0

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
+from locus_lightning.boxes import crop_window
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Box, Cue, CueWindow, IntBox, SceneObject, Size, SizeBin
 
@@ -73,9 +74,5 @@ class CueSampler(ABC):
 
 
 def crop_cue(image: Image.Image, window: CueWindow) -> Cue:
-    """Cut the window out and resize it by its ``scale`` (bicubic, at least 1 px a side)."""
-    crop = image.crop(window.box)
-    if window.scale != 1.0:
-        size = (max(1, round(crop.width * window.scale)), max(1, round(crop.height * window.scale)))
-        crop = crop.resize(size, Image.Resampling.BICUBIC)
-    return Cue(crop, window)
+    """The cue of a window: its crop, resized by its ``scale``."""
+    return Cue(crop_window(image, window), window)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BINS: tuple[SizeBin, ...] = get_args(SizeBin)
 THRESHOLDS = (0.5, 0.75)
+Layout = Literal["labelled", "images_first"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CueSearch(Task):
     Args:
         prompt: the words; null takes those that the checkpoint's folder remembers, else our own.
         layout: ``labelled`` writes words before each image; ``images_first`` shows both images first and then one text, as the paper does
-            (section 2).
+            (section 2); null takes what the checkpoint's folder remembers, else ``labelled``.
     """
 
     answer_kind = "box"
@@ -71,8 +72,9 @@ class CueSearch(Task):
     columns: ClassVar[Mapping[str, str]] = {"iou": "mean IoU", "acc0.5": "ACC@0.5", "acc0.75": "ACC@0.75"}
     groups = BINS
 
-    def __init__(self, prompt: CuePrompt | None = None, layout: Literal["labelled", "images_first"] = "labelled") -> None:
-        self._stated, self.layout = prompt, layout
+    def __init__(self, prompt: CuePrompt | None = None, layout: Layout | None = None) -> None:
+        self._stated_prompt, self._stated_layout = prompt, layout
+        self.layout: Layout = layout or "labelled"
         self.prompt = prompt or CuePrompt()
 
     @property
@@ -155,9 +157,11 @@ class CueSearch(Task):
         return draw_boxes(sample.image, [sample.box], [sample.cue.image], answers, group.rewards, sample.id)
 
     def adopt(self, remembered: Mapping[str, Any]) -> None:
-        """Take the words that a saved model was trained with, unless the user states some."""
-        words = remembered.get("prompt")
-        if self._stated is not None or not words:
+        """Take the words and the layout that a saved model was trained with, unless the user states some."""
+        layout, words = remembered.get("layout"), remembered.get("prompt")
+        if self._stated_layout is None and layout in get_args(Layout):
+            self.layout = layout  # type: ignore[assignment]
+        if self._stated_prompt is not None or not words:
             return
         unknown = sorted(set(words) - {field.name for field in fields(CuePrompt)}) if isinstance(words, Mapping) else ["a list"]
         if unknown or not all(isinstance(text, str) for text in words.values()):
@@ -168,8 +172,8 @@ class CueSearch(Task):
         self.prompt = replace(CuePrompt(), **words)
 
     def remember(self) -> dict[str, Any]:
-        """The words."""
-        return {"prompt": dict(vars(self.prompt))}
+        """The words and the layout."""
+        return {"prompt": dict(vars(self.prompt)), "layout": self.layout}
 
 
 def reaches_beyond(box: Box, size: tuple[int, int]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,10 @@ class Sums(Metric):
         return self
 
 
+MOST_BLIND = 64
+"""Blind answers of a task that count for its floor; further ones are not looked at."""
+
+
 class TaskMetrics(Sums):
     """Mean score, share of fully right answers, parse rate, format rate, and the floor, over all samples.
 
@@ -58,7 +63,7 @@ class TaskMetrics(Sums):
     def __init__(self, task: Task, score: str = "score") -> None:
         super().__init__()
         self._task, self._score = task, score
-        self.add_sums(sums=(5,), blind=(16,))
+        self.add_sums(sums=(5,), blind=(MOST_BLIND,))
 
     def update(self, completions: Sequence[Completion], samples: Sequence[Any]) -> None:
         """One completion a sample."""
@@ -66,7 +71,7 @@ class TaskMetrics(Sums):
         for completion, sample in zip(completions, samples, strict=True):
             parsed = completion.answer is not None
             sums += sums.new_tensor([1.0, completion.score, completion.score >= 1.0 - 1e-9, parsed, completion.well_formed])
-            for i, answer in enumerate(self._task.blind_answers(sample).values()):
+            for i, answer in enumerate(islice(self._task.blind_answers(sample).values(), MOST_BLIND)):
                 blind[i] += self._task.score_answer(answer, sample)
         # Not in place: a state that was reset in inference mode cannot be written to outside it.
         self.sums, self.blind = self.sums + sums, self.blind + blind

@@ -33,6 +33,8 @@ class TaskMixture(Task):
     columns: ClassVar[Mapping[str, str]] = {"score": "mean score"}
 
     def __init__(self, tasks: list[Task], weights: list[float] | None = None) -> None:
+        if any(isinstance(task, TaskMixture) for task in tasks):
+            raise ConfigError("TaskMixture.tasks holds another TaskMixture; list its tasks instead.")
         names = [task.name for task in tasks]
         weights = [1.0] * len(tasks) if weights is None else weights
         if not tasks or len(set(names)) < len(names):
@@ -87,6 +89,12 @@ class TaskMixture(Task):
     def rollout_figures(self, completions: Sequence[Completion], samples: Sequence[Any]) -> dict[str, float]:
         """The mean score over all samples, and ``TASK/score`` and ``TASK/parse_rate``; NaN where a batch holds no sample of a task."""
         figures = super().rollout_figures(completions, samples)
+        floors = [
+            task.rollout_figures([Completion("", None, False, False)] * len(own), own)["floor"] * len(own)
+            for name, task in self.tasks.items()
+            if (own := [sample for sample in samples if sample.task == name])
+        ]
+        figures["floor"] = sum(floors) / len(samples)
         for name in self.tasks:
             own = [completion for completion, sample in zip(completions, samples, strict=True) if sample.task == name]
             figures[f"{name}/score"] = fmean(c.score for c in own) if own else math.nan
@@ -130,11 +138,13 @@ class _MixtureMetrics(Metric):
 
     def compute(self) -> dict[str, Any]:
         """See :meth:`TaskMixture.metrics`."""
-        figures = dict(self._all.compute())
+        figures: dict[str, Any] = dict(self._all.compute())
+        floors: list[float] = []
         for name, metric in self._own.items():
             figures |= {f"{figure}_{name}": value for figure, value in metric.compute().items()}  # type: ignore[operator]
+            floors.append(float(figures[f"floor_{name}"]) * float(figures[f"samples_{name}"]))
             figures[f"score_{name}"] = figures.get(f"score_{name}", figures.get(f"iou_{name}", 0.0))
-        return figures
+        return {**figures, "floor": sum(floors) / max(1.0, float(figures["samples"]))}
 
     def reset(self) -> None:
         """Back to the start."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from locus_lightning.boxes import BoxFrame, clip_box, constant_boxes, iou
+from locus_lightning.boxes import BoxFrame, clip_box, constant_boxes, crop_window, iou
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.base import Answer, Task
 from locus_lightning.tasks.parsing import parse_boxes
@@ -56,7 +56,7 @@ class MultiCue(Task):
         for window in others:
             x1, y1, x2, y2 = window.box
             boxes.append((float(x1), float(y1), float(x2), float(y2)))
-        crops = (sample.cue.image, *(sample.image.crop(window.box) for window in others))
+        crops = (sample.cue.image, *(crop_window(sample.image, window) for window in others))
         return MultiCueSample(sample.id, sample.image, crops, tuple(boxes), quarantined=sample.quarantined)
 
     def messages(self, sample: MultiCueSample, frame: BoxFrame) -> Content:

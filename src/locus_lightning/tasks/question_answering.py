@@ -6,7 +6,7 @@ from typing import Any
 
 from locus_lightning.boxes import BoxFrame, clip_box, iou
 from locus_lightning.tasks.base import Answer, Task
-from locus_lightning.tasks.parsing import boxes_in
+from locus_lightning.tasks.parsing import boxes_in, extract_answer
 from locus_lightning.types import Content, Question
 
 
@@ -34,7 +34,8 @@ class QuestionAnswering(Task):
         return tuple(clip_box(frame.to_original(box), sample.image.size) for box in boxes_in(text))
 
     def parse(self, text: str, sample: Question, frame: BoxFrame) -> Answer:
-        """The whole text counts."""
+        """The whole text counts, without a think block where the model writes one."""
+        text = extract_answer(text) if "</think>" in text else text.removeprefix("<think>")
         return Answer(self.read_answer(text, sample, frame), True)
 
     def score_answer(self, answer: Any, sample: Question) -> float:

@@ -71,6 +71,7 @@ class TaskModule(L.LightningModule):
         self._questions = QuestionAnswering()
         self._rng: dict[str, Any] | None = None
         self._loaded: set[str] = set()
+        self._stop_is_due = False
         self._stated: tuple[L.Trainer, int, Any] | None = None
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
@@ -265,6 +266,17 @@ class TaskModule(L.LightningModule):
             self.load_rank_state(self._rng)
             self._rng = None
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let a stop that a callback asks for (``max_time``, early stopping) wait for the end of the optimiser step: a state from inside a step
+        cannot be continued. Lightning calls this after the callbacks' hooks."""
+        inside = (
+            batch_idx + 1
+        ) % self.trainer.accumulate_grad_batches and not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if inside and self.trainer.should_stop:
+            self.trainer.should_stop, self._stop_is_due = False, True
+        elif not inside and self._stop_is_due:
+            self.trainer.should_stop, self._stop_is_due = True, False
+
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes that have a figure, in one collective; the names are the same on every rank. A figure that is NaN
         everywhere is left out."""
@@ -300,4 +312,8 @@ def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
             if progress["processed"] == progress["started"] > 0:
                 progress["processed"] = progress["completed"] = progress["started"] - 1
     last = taken >= trainer.num_training_batches
+    if last and loops["epoch_progress"]["current"]["completed"] == loops["epoch_progress"]["current"]["ready"] > 0:
+        # The pass is over and closed: a resumed run begins the next one, and must not count its batches from the end of this one.
+        progress = loops["epoch_loop.batch_progress"]["current"]
+        progress.update(dict.fromkeys(progress, 0))
     return not last and taken % trainer.accumulate_grad_batches != 0

@@ -42,34 +42,53 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_out(content: Mapping[str, Any]) -> dict[str, Any]:
+def write_out(content: Mapping[str, Any], model_class: str | None = None, backbone_class: str | None = None) -> dict[str, Any]:
     """A configuration with its short forms written out.
 
+    Args:
+        content: of the file.
+        model_class: the model's class where an earlier file or an option names one; None: LocusModule.
+        backbone_class: likewise the backbone's; None: AutoBackbone.
+
     Raises:
-        ConfigError: ``checkpoint`` stands in two places.
+        ConfigError: ``checkpoint`` stands in two places, or beside a model that is another file.
     """
     full = dict(content)
-    checkpoint = full.pop("checkpoint", None)
-    model = full.get("model")
-    if checkpoint is not None:
-        model = {} if model is None else model
+    checkpoint, model = full.pop("checkpoint", None), full.get("model")
+    if checkpoint is not None and not isinstance(model, Mapping | None):
+        raise ConfigError(f"the configuration has checkpoint: {checkpoint} beside model: {model}; state the checkpoint in that file.")
+    if checkpoint is not None and model is None:
+        model = {}
     if not isinstance(model, Mapping):
         return full
-    if "class_path" not in model:
-        model = {"class_path": "LocusModule", "init_args": dict(model)}
-    arguments = dict(model.get("init_args") or {})
+    arguments = dict(model.get("init_args") or {}) if "class_path" in model or "init_args" in model else dict(model)
     backbone = arguments.get("backbone", {} if checkpoint is not None else None)
     if isinstance(backbone, Mapping):
-        if "class_path" not in backbone:
-            backbone = {"class_path": "AutoBackbone", "init_args": _with_family(backbone)}
-        inner = dict(backbone.get("init_args") or {})
-        if checkpoint is not None:
-            if inner.get("checkpoint", checkpoint) != checkpoint:
-                raise ConfigError(f"the configuration names two checkpoints, {checkpoint} and {inner['checkpoint']}; keep one of them.")
-            inner["checkpoint"] = checkpoint
-        arguments["backbone"] = {**backbone, "init_args": inner}
-    full["model"] = {**model, "init_args": arguments}
+        arguments["backbone"] = _backbone(backbone, checkpoint, backbone_class)
+    full["model"] = {"class_path": model.get("class_path") or model_class or "LocusModule", "init_args": arguments}
     return full
+
+
+def _backbone(stated: Mapping[str, Any], checkpoint: str | None, known_class: str | None) -> dict[str, Any]:
+    long = "class_path" in stated or "init_args" in stated
+    kind = stated.get("class_path") or known_class or "AutoBackbone"
+    inner = dict(stated.get("init_args") or {}) if long else dict(stated)
+    if not long and kind == "AutoBackbone":
+        inner = _with_family(inner)
+    if checkpoint is not None:
+        if inner.get("checkpoint", checkpoint) != checkpoint:
+            raise ConfigError(f"the configuration names two checkpoints, {checkpoint} and {inner['checkpoint']}; keep one of them.")
+        inner["checkpoint"] = checkpoint
+    return {**stated, "class_path": kind, "init_args": inner} if long else {"class_path": kind, "init_args": inner}
+
+
+def classes_of(full: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The model's and the backbone's class path of a written-out configuration."""
+    model = full.get("model")
+    if not isinstance(model, Mapping):
+        return None, None
+    backbone = (model.get("init_args") or {}).get("backbone")
+    return model.get("class_path"), backbone.get("class_path") if isinstance(backbone, Mapping) else None
 
 
 def _with_family(settings: Mapping[str, Any]) -> dict[str, Any]:

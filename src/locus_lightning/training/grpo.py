@@ -54,8 +54,8 @@ class LocusModule(TaskModule):
     Args:
         backbone: the model.
         task: what is asked and what is right; null is cue search.
-        rewards: their weighted sum is optimised; null: 0.9 IoU + 0.1 format (paper section 2), or 0.9 of the task's own score where its
-            answers are no boxes.
+        rewards: their weighted sum is optimised; null: 0.9 IoU + 0.1 format (paper section 2), or 0.9 of the task's own score where an
+            answer is not one box.
         objective: advantages and loss; null: GRPO as the paper ran it.
         rollout: the engine that generates completions.
         sampling: how rollouts are sampled. Top-p and top-k are refused: their log-probabilities would not be the policy's.
@@ -115,8 +115,7 @@ class LocusModule(TaskModule):
         self._update_figures: list[dict[str, Tensor]] = []
 
     def _default_rewards(self) -> list[Reward]:
-        boxes = IoUReward.fits is not None and self.task.answer_kind in IoUReward.fits
-        return [IoUReward() if boxes else AnswerReward(), FormatReward()]
+        return [IoUReward() if self.task.answer_kind == "box" else AnswerReward(), FormatReward()]
 
     # ---- the algorithm ---------------------------------------------------------------------------------------------
 
@@ -358,6 +357,7 @@ class LocusModule(TaskModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """All of a step that was not collection is the update."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
         spent = sum(self.seconds[phase] for phase in ("rollout", "score", "reference")) if batch else 0.0
         self.seconds["update"] += perf_counter() - self._started - spent
 

@@ -60,6 +60,40 @@ def test_a_run_folder_cannot_switch_remote_code_on(tmp_path):
     assert run.backbone("float32", trust_remote_code=True).trust_remote_code is True
 
 
+@pytest.mark.parametrize("name", ["locus_lightning.backbones.llava.LlavaBackbone", "locus_lightning.AutoBackbone", "AutoBackbone"])
+def test_a_run_folder_cannot_switch_it_on_by_another_road(tmp_path, name):
+    stated = {"class_path": name, "init_args": {"checkpoint": "toy:llava"}, "dict_kwargs": {"trust_remote_code": True}}
+    run = Run(tmp_path, tmp_path / "last.ckpt", {"model": {"init_args": {"backbone": stated}}}, {})
+    assert run.backbone("float32").trust_remote_code is False
+
+
+def test_a_run_folder_imports_nothing_that_is_no_installed_backbone(tmp_path, monkeypatch):
+    (tmp_path / "evil_backbone.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    stated = {"class_path": "evil_backbone.Evil", "init_args": {}}
+    run = Run(tmp_path, tmp_path / "last.ckpt", {"model": {"init_args": {"backbone": stated}}}, {})
+    with pytest.raises(CheckpointError, match="names the backbone 'evil_backbone.Evil', which is no installed backbone plugin"):
+        run.backbone("float32")
+    with pytest.raises(CheckpointError, match="no installed backbone plugin"):
+        Run(tmp_path, tmp_path / "last.ckpt", {"model": []}, {}).backbone("float32")
+
+
+def test_a_record_that_names_the_chooser_itself_ends(saved):
+    rewrite(saved, backbone="locus_lightning.backbones.auto.AutoBackbone")
+    assert type(AutoBackbone(str(saved))).__name__ == "LlavaBackbone"
+
+
+def test_a_run_remembers_the_words_and_layout_of_its_task(tmp_path):
+    search = {"class_path": "locus_lightning.CueSearch", "init_args": {"prompt": {"instruction": " Where?"}, "layout": "images_first"}}
+    for task in (search, {"class_path": "TaskMixture", "init_args": {"tasks": [{"class_path": "MultiCue"}, search]}}):
+        backbone = {"class_path": "locus_lightning.backbones.llava.LlavaBackbone", "init_args": {"checkpoint": "toy:llava"}}
+        run = Run(tmp_path, tmp_path / "last.ckpt", {"model": {"init_args": {"backbone": backbone, "task": task}}}, {})
+        adopted = CueSearch()
+        adopted.adopt(run.backbone("float32").remembers)
+        assert adopted.prompt.instruction == " Where?"
+        assert adopted.layout == "images_first"
+
+
 @pytest.mark.parametrize(
     "content",
     ["[]", '{"backbone": 1}', '{"backbone": "x", "family": []}', "{", ""],

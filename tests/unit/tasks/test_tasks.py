@@ -24,8 +24,9 @@ from locus_lightning.tasks.base import check_fit
 from locus_lightning.tasks.cue_search import CuePrompt, CueSearch
 from locus_lightning.tasks.mixture import TaskMixture
 from locus_lightning.tasks.multi_cue import MultiCue
+from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.training.grpo import LocusModule
-from locus_lightning.types import CueWindow, RolloutGroup
+from locus_lightning.types import CueWindow, Question, RolloutGroup
 from tests.conftest import FAMILIES, make_sample
 
 FRAME = BoxFrame.thousandths((100, 80))
@@ -178,3 +179,40 @@ def test_no_model_file_knows_a_sample_type():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "locus_lightning.types":
                 assert not {"CueSample", "Question", "Sample"} & {alias.name for alias in node.names}, path
+
+
+def test_crops_are_scaled_as_their_windows_say():
+    sample = replace(make_sample(), others=(CueWindow((50, 10, 90, 40), "large", scale=2.0),))
+    made = MultiCue(2).sample(sample, np.random.default_rng(0))
+    assert made.cues[1].size == (80, 60)
+
+
+def test_the_default_reward_of_several_boxes_is_the_tasks_own_score():
+    names = {}
+    for task in (CueSearch(), MultiCue(matching="best"), TaskMixture([CueSearch()])):
+        model = LocusModule(FAMILIES["llava"]("toy:llava"), task)
+        names[task.name] = [reward.name for reward in model.rewards]
+    assert names == {"cuesearch": ["iou", "format"], "multicue": ["answer", "format"], "taskmixture": ["answer", "format"]}
+
+
+def test_plain_questions_are_answered_behind_an_opened_think_block():
+    question = Question("q", make_sample().image, "What colour?", "red")
+    for text in ("red", "it is red</think>red", "hm</think>\n red "):
+        assert QuestionAnswering().complete(text, question, FRAME, opened="<think>\n").score == 1.0, text
+    assert QuestionAnswering().complete("red", question, FRAME).score == 1.0
+    assert QuestionAnswering().complete("blue", question, FRAME, opened="<think>\n").score == 0.0
+
+
+def test_a_mixtures_floor_is_that_of_its_tasks():
+    mixture = TaskMixture([CueSearch(), MultiCue(2)])
+    samples = [replace(make_sample(), task="cuesearch"), replace(several(2)[1], task="multicue")]
+    completions = [mixture.complete("", sample, FRAME) for sample in samples]
+    expected = (
+        sum(task.rollout_figures([c], [s])["floor"] for task, c, s in zip(mixture.tasks.values(), completions, samples, strict=True)) / 2
+    )
+    metric = mixture.metrics()
+    metric.update(completions, samples)
+    assert float(metric.compute()["floor"]) == pytest.approx(expected)
+    assert mixture.rollout_figures(completions, samples)["floor"] == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="list its tasks instead"):
+        TaskMixture([mixture])

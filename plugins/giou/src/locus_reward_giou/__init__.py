@@ -11,6 +11,8 @@ class GIoUReward(Reward):
     Where IoU is 0 for every answer of a group, GIoU still tells a near miss from a far one.
     """
 
+    fits = frozenset({"box"})
+
     def score(self, completion: Completion, sample: CueSample) -> float:
         """A score in [0, 1]."""
         if completion.box is None:

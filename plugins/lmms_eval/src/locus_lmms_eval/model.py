@@ -74,16 +74,17 @@ class Locus(lmms):
     def _answer(self, asked: Sequence[tuple[Any, ...]]) -> list[str]:
         """A batch of (context, settings, doc_to_visual, doc_id, task, split)."""
         settings = asked[0][1]
-        turns = [
+        contents = [
             (*self._images(*rest), "\n" + context.replace("<image>", "").strip() + (THINK if self.think else ""))
             for context, _, *rest in asked
         ]
         most = self.max_new_tokens or (8192 if self.think else int(settings.get("max_new_tokens", 1024)))
         sampling = SamplingParams(most, temperature=float(settings.get("temperature") or 0.0))
-        made = HFRollout().generate(self.backbone, self.backbone.encode_turns(turns), 1, sampling)
+        prompts = self.backbone.encode(contents)
+        made = HFRollout().generate(self.backbone, prompts, 1, sampling)
         answers, rows = [], []
-        for (_, _, _, doc_id, task, _), (generation,) in zip(asked, made, strict=True):
-            text = self.backbone.decode(generation.ids_T)
+        for (_, _, _, doc_id, task, _), prompt, (generation,) in zip(asked, prompts, made, strict=True):
+            text = prompt.opened + self.backbone.decode(generation.ids_T)
             rows.append({"task": task, "doc_id": doc_id, "text": text, "truncated": generation.truncated})
             answers.append(text if task.endswith(READS_TAGS) else _until(extract_answer(text), settings.get("until")))
         if self.raw:
