@@ -40,14 +40,17 @@ class HFBackbone(Encoding):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
-        checkpoint: a hub name, a folder, ``locus-tiny``, which comes with the package, or ``toy:FAMILY`` for a random toy model made on the spot.
-        dtype: type of the weights that are not quantised.
-        quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes).
-        lora: adapter settings; null trains all weights of the language model (and ``nf4`` is then refused).
-        train_vision: let gradients reach the vision tower and projector too. Off, their output is computed once a group.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        share_prefix: pay for a prompt once a group; false runs the plain batch.
-        trust_remote_code: run code that comes with the checkpoint. Off unless you trust its authors.
+        checkpoint: A Hub name, a folder, ``locus-tiny`` (it comes with the package), or ``toy:FAMILY`` for a random toy model that is
+            made on the spot.
+        dtype: The type of the weights that are not quantised.
+        quantize: ``nf4`` loads the language model's linear layers in 4 bits with double quantisation (bitsandbytes); null loads them as
+            they are.
+        lora: The settings of the adapters. Null trains all weights of the language model, and ``nf4`` is then refused.
+        train_vision: Whether gradients reach the vision tower and the projector. Where they do not, the tower's output is computed once
+            a group.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, which needs less memory and more time.
+        share_prefix: Whether a prompt is paid for once a group. False runs the plain batch.
+        trust_remote_code: Whether code that comes with the checkpoint may run. Leave it off unless you have read that code.
     """
 
     model_types: tuple[str, ...] = ()

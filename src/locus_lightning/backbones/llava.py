@@ -17,10 +17,10 @@ class LlavaBackbone(HFBackbone):
     """LLaVA: every image is padded to a square, never centre-cropped, and scaled to the tower's size.
 
     Args:
-        coordinates: ``unit``, LLaVA-1.5's own convention, writes fractions of the padded square; ``pixels`` writes whole
-            pixels of the tower's input.
-        decimals: digits after the point with ``unit``. LLaVA-1.5 was trained with 2; on a 640 px photo that is a step
-            of 6 px, too coarse for a 16 px cue, where 3 helps.
+        coordinates: ``unit`` writes fractions of the padded square, which is LLaVA-1.5's own convention. ``pixels`` writes whole pixels
+            of the tower's input.
+        decimals: The number of digits after the point with ``unit``. LLaVA-1.5 was trained with 2. On a 640 px photo that is a step of
+            6 px, too coarse for a 16 px cue, where 3 helps.
         kwargs: see :class:`HFBackbone`.
     """
 

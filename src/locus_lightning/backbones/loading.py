@@ -29,9 +29,10 @@ class LoRA:
     """Low-rank adapters on the language model's linear layers (peft).
 
     Args:
-        rank: width of the adapter.
-        alpha: its scale; the update is multiplied by alpha / rank.
-        targets: names of linear layers, such as ``[q_proj, v_proj]``; null takes all of the language model's, not the head.
+        rank: The width of an adapter.
+        alpha: The scale of an adapter: its product is multiplied by alpha / rank.
+        targets: The names of the linear layers that get adapters, such as ``[q_proj, v_proj]``. Null is all of the language model's,
+            without the head.
     """
 
     rank: int = 64

@@ -18,8 +18,8 @@ class QwenVLBackbone(HFBackbone):
     """The base of Qwen2-VL and its successors: an image keeps its proportions, and costs tokens by its area.
 
     Args:
-        min_pixels: an image with fewer pixels is enlarged; null keeps the checkpoint's bound.
-        max_pixels: an image with more is reduced; null keeps the checkpoint's bound. The cue is bound alike.
+        min_pixels: An image with fewer pixels is enlarged; null keeps the checkpoint's bound.
+        max_pixels: An image with more pixels is reduced; null keeps the checkpoint's bound. It bounds the cue too.
         kwargs: see :class:`HFBackbone`.
     """
 

@@ -16,7 +16,7 @@ class Qwen2_5_VLBackbone(QwenVLBackbone):
     The released models resize to between 3,136 and 12,845,056 pixels.
 
     Args:
-        original_pixels: let the model speak of original pixels instead, as the paper does (section 4). Only right where
+        original_pixels: Whether the model answers in original pixels instead, as in the paper (section 4). This is right only where
             images are not resized.
         kwargs: min_pixels, max_pixels, and those of :class:`HFBackbone`.
     """

@@ -22,8 +22,8 @@ class TiledLlavaBackbone(HFBackbone):
     Answers are fractions of the image (the families' papers do not say whether of the padded image; unpadded is our choice).
 
     Args:
-        decimals: digits after the point.
-        max_tiles: use only tile grids of at most this many tiles; null keeps the checkpoint's.
+        decimals: The number of digits after the point.
+        max_tiles: Only tile grids of at most this many tiles are used; null keeps the checkpoint's.
         kwargs: see :class:`HFBackbone`.
     """
 

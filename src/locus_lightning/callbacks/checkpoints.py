@@ -23,7 +23,7 @@ class Checkpoints(L.Callback):
     step finish, saves and stops; a second one stops at once, at the price of the steps since the last save.
 
     Args:
-        every_n_steps: optimiser steps between saves; 0 saves at the end and on Ctrl-C only.
+        every_n_steps: The number of optimiser steps between saves. 0 saves at the end and on Ctrl-C only.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:

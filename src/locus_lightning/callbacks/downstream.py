@@ -21,11 +21,11 @@ class DownstreamAccuracy(L.Callback):
     """Plain image + question accuracy with every validation, by kind: ``eval/NAME_KIND`` and their mean over questions ``eval/NAME``.
 
     Args:
-        suite: ``smallstar``, made on the spot, or a folder in V*Bench's layout.
-        number: SmallStar's questions of each kind; of a folder, at most so many of each kind.
-        max_new_tokens: of an answer, greedy.
-        batch_size: questions answered together.
-        attention: log mean Attention-in-Box too, over so many questions with boxes: ``eval/NAME_aib``; 0 for none.
+        suite: ``smallstar``, which is made on the spot, or a folder in V*Bench's layout.
+        number: The number of SmallStar's questions of each kind; of a folder, the largest number of each kind.
+        max_new_tokens: The largest number of tokens of an answer, which is greedy.
+        batch_size: The number of questions that are answered together.
+        attention: The number of questions with boxes over which mean Attention-in-Box is logged too, as ``eval/NAME_aib``; 0 is none.
     """
 
     def __init__(

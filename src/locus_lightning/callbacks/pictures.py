@@ -21,8 +21,8 @@ class CuePictures(L.Callback):
     """Every so many optimiser steps, one picture of a few rollout groups as their task draws them; and the best and worst completion as text.
 
     Args:
-        every_n_steps: optimiser steps between pictures; 0 for none.
-        groups: groups in a picture.
+        every_n_steps: The number of optimiser steps between pictures; 0 is none.
+        groups: The number of groups in a picture.
     """
 
     def __init__(self, every_n_steps: int = 50, groups: int = 4) -> None:

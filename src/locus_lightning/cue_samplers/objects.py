@@ -17,14 +17,14 @@ class ObjectCues(CueSampler):
     """Windows around annotated objects (paper section 4).
 
     Args:
-        mix: see :class:`CueSampler`; the paper's 70 : 30 by default.
-        min_side: see :class:`CueSampler`.
-        padding: (low, high) of U for the margin of a cue, a fraction of the box's width and height on every side; one
-            draw a sample (our decision 3).
-        scale: (low, high) of U for the resizing of a cue.
-        augmented: size bins of objects that get padding and scaling; null: tiny ones only, as in the paper.
-        scale_target: ``cue`` resizes the cue image after cropping (our decision 2), ``box`` resizes the window about its
-            centre before it is clipped.
+        mix: The share of each size bin; null is the paper's 70 : 30 of tiny and small.
+        min_side: The least width and height of a window before any scaling, original pixels (paper: 16).
+        padding: The (low, high) end of the uniform distribution of a cue's margin, as a fraction of the box's width and height on every
+            side; it is drawn once a sample (our decision 3).
+        scale: The (low, high) end of the uniform distribution of a cue's resizing.
+        augmented: The size bins of objects that get padding and scaling; null is tiny ones only, as in the paper.
+        scale_target: ``cue`` resizes the cue image after cropping (our decision 2); ``box`` resizes the window about its centre before
+            it is clipped.
     """
 
     def __init__(

@@ -17,10 +17,10 @@ class RandomCropCues(CueSampler):
     """Windows placed at random, whatever is in them, with the same mix of sizes.
 
     Args:
-        mix: see :class:`CueSampler`.
-        min_side: see :class:`CueSampler`.
-        per_image: windows drawn from one image.
-        aspect: (low, high) of width over height, drawn log-uniformly (our choice).
+        mix: The share of each size bin; null is the paper's 70 : 30 of tiny and small.
+        min_side: The least width and height of a window before any scaling, original pixels (paper: 16).
+        per_image: The number of windows that are drawn from one image.
+        aspect: The (low, high) end of width over height, drawn log-uniformly (our choice).
     """
 
     def __init__(

@@ -24,12 +24,12 @@ class TextCues(ObjectCues):
     """The same windows as :class:`ObjectCues`, described in words: the model sees image and expression, no crop.
 
     Args:
-        mix: see :class:`ObjectCues`.
-        min_side: see :class:`ObjectCues`.
-        padding: see :class:`ObjectCues`.
-        augmented: see :class:`ObjectCues`.
-        expressions: file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it; null takes each
-            object's label where no other object of its image has the same.
+        mix: The share of each size bin; null is the paper's 70 : 30 of tiny and small.
+        min_side: The least width and height of a window before any scaling, original pixels (paper: 16).
+        padding: See :class:`ObjectCues`.
+        augmented: See :class:`ObjectCues`.
+        expressions: A file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it. Null takes each object's
+            label where no other object of its image has the same.
     """
 
     def __init__(

@@ -24,12 +24,12 @@ class CueDataModule(L.LightningDataModule):
     """Cue samples for training and validation.
 
     Args:
-        source: where samples come from.
-        batch_size: prompts of a rollout batch on each process; null: as many as one optimiser step takes.
-        val_batch_size: prompts decoded together in validation.
-        num_workers: loader processes; the samples are the same for any number.
-        seed: of the order and of everything random in the samples.
-        val_source: where validation samples come from; null: the ``val`` split of ``source``.
+        source: Where samples come from.
+        batch_size: The number of prompts of a rollout batch on each process; null is as many as one optimiser step takes.
+        val_batch_size: The number of prompts that are decoded together in validation.
+        num_workers: The number of loader processes. The samples are the same for any number.
+        seed: The seed of the order and of everything random in the samples.
+        val_source: Where validation samples come from; null is the ``val`` split of ``source``.
     """
 
     def __init__(

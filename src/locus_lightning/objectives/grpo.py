@@ -25,17 +25,17 @@ class GRPO(Objective):
     * CISPO: ``surrogate: cispo`` with a high ``clip_high`` (MiniMax 2025).
 
     Args:
-        scale: divide advantages by the group's ``std``, or ``none``.
-        std_floor: least std to divide by; 0 as in the paper.
-        clip_low: the ratio is held above 1 - clip_low.
-        clip_high: the ratio is held below 1 + clip_high.
-        dual_clip: bound of the loss of a bad token whose ratio explodes; null for none.
-        surrogate: ``clip`` (PPO's) or ``cispo``.
-        importance_sampling_level: importance ratio of each ``token`` or of the ``sequence``.
-        reduction: how tokens are averaged: ``token``, ``sequence`` or ``constant`` (see ``token_weights``).
-        kl_coef: coefficient of the KL to the reference model (paper: 1e-2); 0 runs no reference pass.
-        kl_estimator: ``k1``, ``k2`` or ``k3``.
-        kl_largest: bound of a token's k3 estimate (EasyR1: 10); null for none.
+        scale: ``std`` divides advantages by their group's standard deviation; ``none`` does not.
+        std_floor: The smallest standard deviation to divide by; 0 as in the paper.
+        clip_low: The ratio is kept above 1 - clip_low.
+        clip_high: The ratio is kept below 1 + clip_high.
+        dual_clip: The bound of the loss of a bad token whose ratio explodes; null is none.
+        surrogate: ``clip`` is PPO's clipped loss; ``cispo`` keeps every token's gradient.
+        importance_sampling_level: Whether each ``token`` has its importance ratio or the whole ``sequence`` has one.
+        reduction: How tokens are averaged: ``token``, ``sequence`` or ``constant`` (see ``token_weights``).
+        kl_coef: The coefficient of the KL to the reference model (paper: 1e-2). 0 needs no reference pass.
+        kl_estimator: The estimator of the KL: ``k1``, ``k2`` or ``k3``.
+        kl_largest: The bound of a token's k3 estimate (EasyR1: 10); null is none.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ class AnswerReward(Reward):
     """The task's own score of the answer, from 0 to 1; 0 where no answer could be parsed. It fits every task.
 
     Args:
-        weight: see :class:`Reward`.
-        name: see :class:`Reward`.
+        weight: The factor of this reward in the sum that is optimised.
+        name: The curve's name; null takes it from the class.
     """
 
     def __init__(self, weight: float = 0.9, name: str | None = None) -> None:

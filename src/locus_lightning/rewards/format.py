@@ -14,8 +14,8 @@ class FormatReward(Reward):
     Paper section 2: r_format, weight alpha = 0.1.
 
     Args:
-        weight: see :class:`Reward`.
-        name: see :class:`Reward`.
+        weight: The factor of this reward in the sum that is optimised.
+        name: The curve's name; null takes it from the class.
     """
 
     def __init__(self, weight: float = 0.1, name: str | None = None) -> None:

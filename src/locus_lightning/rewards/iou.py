@@ -16,8 +16,8 @@ class IoUReward(Reward):
     A box that reaches beyond the image is clipped first (our decision 9). Paper section 2: r_loc, weight 1 - alpha = 0.9.
 
     Args:
-        weight: see :class:`Reward`.
-        name: see :class:`Reward`.
+        weight: The factor of this reward in the sum that is optimised.
+        name: The curve's name; null takes it from the class.
     """
 
     fits = frozenset({"box", "boxes"})

@@ -19,11 +19,11 @@ class SamplingParams:
     """How to draw a completion.
 
     Args:
-        max_new_tokens: a completion that has not ended by then is truncated.
-        temperature: divides the logits; 0 takes the likeliest token (greedy).
-        top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
-        top_k: keep this many tokens; 0 keeps all.
-        min_new_tokens: a completion cannot end before it has this many; 0 lets it end at once.
+        max_new_tokens: A completion that has not ended by then is truncated.
+        temperature: It divides the logits; 0 takes the likeliest token (greedy).
+        top_p: Only the smallest set of tokens with this much probability is kept; 1 keeps all.
+        top_k: Only this many tokens are kept; 0 keeps all.
+        min_new_tokens: A completion cannot end before it has this many tokens; 0 lets it end at once.
     """
 
     max_new_tokens: int = 256

@@ -30,9 +30,9 @@ class HFRollout(RolloutEngine):
     Positions are given explicitly at every step, so no state of a prompt outlives it.
 
     Args:
-        prompts_at_once: prompts decoded together; lower it when the cache does not fit.
-        merge_adapters: decode with LoRA added to copies of the weights: faster, at the price of the copies' memory and, in 16 bits,
-            of their rounding; null: float32 weights on a CPU only. 4-bit weights are never merged.
+        prompts_at_once: The number of prompts that are decoded together. Lower it when the cache does not fit.
+        merge_adapters: Whether decoding uses copies of the weights with LoRA added. It is faster, and costs the memory of the copies
+            and, in 16 bits, their rounding. Null does so with float32 weights on a CPU only. 4-bit weights are never merged.
     """
 
     def __init__(self, prompts_at_once: int = 32, merge_adapters: bool | None = None) -> None:

@@ -30,12 +30,12 @@ class CuePrompt:
     """The words of cue search (our wording).
 
     Args:
-        before_image: the words before the full image.
-        before_cue: the words between the full image and the crop.
-        instruction: what is asked. ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels".
-        text_cue: takes the place of crop and instruction where the cue is in words, which become ``{cue}``.
-        structure: how the answer is to be written.
-        rationale: what supervised training puts inside the think block.
+        before_image: The words before the full image.
+        before_cue: The words between the full image and the crop.
+        instruction: The question. ``{unit}`` becomes the frame's own words for its coordinates, such as "pixels".
+        text_cue: The question where the cue is in words, which become ``{cue}``; it takes the place of crop and instruction.
+        structure: The sentence that says how the answer is to be written.
+        rationale: The text that supervised training puts inside the think block.
     """
 
     before_image: str = "Image 1: "

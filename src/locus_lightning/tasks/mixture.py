@@ -25,8 +25,8 @@ class TaskMixture(Task):
     """Each sample is asked as one of several tasks, drawn by weight; figures are logged for each task under its name.
 
     Args:
-        tasks: at least one; their names differ.
-        weights: how often each is drawn, in proportion; null draws all alike.
+        tasks: The tasks, at least one. Their names differ.
+        weights: How often each task is drawn, in proportion; null draws all equally often.
     """
 
     answer_kind = "mixed"

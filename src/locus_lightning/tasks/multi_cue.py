@@ -34,7 +34,7 @@ class MultiCue(Task):
     shows fewer crops.
 
     Args:
-        cues: crops a sample, at most.
+        cues: The largest number of crops a sample.
         matching: ``order`` compares the first box with the first crop and so on; ``best`` takes the assignment of boxes to crops with the
             largest mean IoU.
     """

@@ -19,10 +19,10 @@ class ColdStart:
     """A short supervised stage before reinforcement, through the same data and backbone; it trains the vision side too.
 
     Args:
-        steps: optimiser steps.
-        batch_size: samples a step, on each process.
-        learning_rate: peak of AdamW's rate (betas 0.9, 0.98), with warm-up and cosine decay.
-        source: what it is taught on; null: the run's own data.
+        steps: The number of optimiser steps.
+        batch_size: The number of samples a step, on each process.
+        learning_rate: The peak of AdamW's rate (betas 0.9, 0.98), with warm-up and cosine decay.
+        source: The data that it is taught on; null is the run's own.
     """
 
     steps: int

@@ -52,28 +52,29 @@ class LocusModule(TaskModule):
     A rollout batch (``data.batch_size`` prompts on each process) is collected, then used in micro-batches of whole groups.
 
     Args:
-        backbone: the model.
-        task: what is asked and what is right; null is cue search.
-        rewards: their weighted sum is optimised; null: 0.9 IoU + 0.1 format (paper section 2), or 0.9 of the task's own score where an
-            answer is not one box.
-        objective: advantages and loss; null: GRPO as the paper ran it.
-        rollout: the engine that generates completions.
-        sampling: how rollouts are sampled. Top-p and top-k are refused: their log-probabilities would not be the policy's.
-        validation: how held-out answers are sampled; null: greedy, as many tokens as ``sampling``.
-        group_size: G, completions a prompt (paper: 8).
-        groups_per_step: prompts of an optimiser step, all processes together; null: ``micro_batch_size`` x
-            ``trainer.accumulate_grad_batches`` on each process. Accumulation and ``data.batch_size`` follow from it.
-        micro_batch_size: prompts of one forward and backward pass.
-        token_budget: most tokens of such a pass; null: any number. Where ``micro_batch_size`` groups at the length of the longest prompt would
-            be more, fewer go through at a time and an optimiser step takes more passes: the step stays the same.
-        num_iterations: times a rollout batch is used.
-        filter_groups: give no weight to groups whose rewards do not differ.
-        resample: with ``filter_groups``, generate such groups anew, at most so many times (our choice; 0 as in the paper).
-        mask_truncated_completions: completions that were cut off at ``max_new_tokens`` do not count in the loss; they stay part of their
-            group's mean.
-        optimizer: from parameters to an optimiser (paper: AdamW, 1e-6, weight decay 1e-2).
-        schedule: of the learning rate after the warm-up.
-        warmup_ratio: share of all steps over which the rate rises from 0 (paper: 0.05).
+        backbone: The model that is trained.
+        task: What is asked and what is right; null is cue search.
+        rewards: The rewards whose weighted sum is optimised. Null is 0.9 IoU + 0.1 format (paper section 2), or 0.9 of the task's own
+            score where an answer is not one box.
+        objective: How advantages and loss are computed; null is GRPO as the paper ran it.
+        rollout: The engine that generates completions; null is ``HFRollout``.
+        sampling: How rollouts are sampled. Top-p and top-k are refused, because their log-probabilities would not be the policy's.
+        validation: How held-out answers are sampled; null is greedy, with as many tokens as ``sampling`` has.
+        group_size: G, the number of completions a prompt (paper: 8).
+        groups_per_step: The number of prompts of an optimiser step, all processes together. Accumulation and ``data.batch_size`` follow
+            from it. Null is ``micro_batch_size`` x ``trainer.accumulate_grad_batches`` on each process.
+        micro_batch_size: The number of prompts of one forward and backward pass.
+        token_budget: The largest number of tokens of such a pass; null is no limit. Where ``micro_batch_size`` groups at the length of
+            the longest prompt would exceed it, fewer groups go through at a time and an optimiser step takes more passes. The step
+            itself stays the same.
+        num_iterations: How many times a rollout batch is used.
+        filter_groups: Whether groups whose rewards do not differ get no weight.
+        resample: With ``filter_groups``, such groups are generated again at most this many times (our choice; 0 as in the paper).
+        mask_truncated_completions: Whether completions that were cut off at ``max_new_tokens`` are left out of the loss. They stay part
+            of their group's mean.
+        optimizer: It gets the parameters that train and gives an optimiser (paper: AdamW, 1e-6, weight decay 1e-2).
+        schedule: How the learning rate changes after the warm-up: ``constant``, ``linear`` to 0, or ``cosine`` to 0.
+        warmup_ratio: The share of all steps over which the rate rises from 0 (paper: 0.05).
     """
 
     def __init__(

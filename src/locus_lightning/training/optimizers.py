@@ -20,12 +20,12 @@ class MuonAdamW(Optimizer):
     (configs/tiny_pretrain.yaml). Needs torch 2.9 or later.
 
     Args:
-        params: what is trained. Embeddings are matrices too: the backbone marks them (``mark_embedding``).
-        lr: of AdamW.
-        muon_lr: of Muon.
-        betas: of AdamW.
-        momentum: of Muon.
-        weight_decay: of both.
+        params: The parameters that train. Embeddings are matrices too: the backbone marks them (``mark_embedding``).
+        lr: The learning rate of AdamW.
+        muon_lr: The learning rate of Muon.
+        betas: The betas of AdamW.
+        momentum: The momentum of Muon.
+        weight_decay: The weight decay of both.
     """
 
     def __init__(

@@ -33,15 +33,16 @@ class SupervisedModule(TaskModule):
     """Teaches the answer itself: the control of the paper's table on training methods, and the cold start of a toy.
 
     Args:
-        backbone: the model.
-        task: what is asked and what is right; null is cue search. Plain questions among the data are a task of their own.
-        rollout: the engine that generates answers in validation.
-        validation: how held-out answers are sampled; null: greedy, 256 tokens.
-        train_vision: whether the vision side learns too; null: as the backbone is configured.
-        optimizer: from parameters to an optimiser.
-        schedule: of the learning rate after the warm-up.
-        warmup_ratio: share of all steps over which the rate rises from 0.
-        reduction: ``token`` counts every answer token alike; ``sequence`` every answer, so that a word is not drowned by long lists.
+        backbone: The model that is trained.
+        task: What is asked and what is right; null is cue search. Plain questions among the data are a task of their own.
+        rollout: The engine that generates answers in validation; null is ``HFRollout``.
+        validation: How held-out answers are sampled; null is greedy with 256 tokens.
+        train_vision: Whether the vision side trains too; null is what the backbone is configured to do.
+        optimizer: It gets the parameters that train and gives an optimiser.
+        schedule: How the learning rate changes after the warm-up: ``constant``, ``linear`` to 0, or ``cosine`` to 0.
+        warmup_ratio: The share of all steps over which the rate rises from 0.
+        reduction: ``token`` counts every answer token alike. ``sequence`` counts every answer alike, so that one-word answers are not
+            outweighed by long lists.
     """
 
     def __init__(

@@ -28,19 +28,21 @@ class CocoCues(CueSource):
     the size mix is the cue sampler's; train and validation are split by image, unless validation has files of its own.
 
     Args:
-        annotations: COCO-format JSON with ``images``, ``annotations`` and (optional) ``categories``.
-        images: folder that the file names are relative to.
-        val_annotations: annotation file of the validation images; null splits ``annotations`` by image.
-        val_images: folder of the validation images; null: ``images``.
-        train_size: cues to keep for training (paper: 99,500); fewer where the files hold fewer.
-        val_size: cues to keep for validation (paper: 500).
-        val_fraction: share of the images set aside for validation when one file is split.
-        per_image: most cues of one image.
-        exclude: file with one image id a line that is left out, such as the RefCOCO test images that lie in train2014.
-        bad_boxes: a box that reaches beyond its image by over 1 px, or has no area: ``refuse`` the file, or ``skip`` and count.
-        min_texture: least standard deviation of a cue's grey levels (0-255); 0 takes any. A cue under it is replaced by the next.
-        max_match: most that a cue may match its image elsewhere (normalised cross-correlation, such as 0.9); 1 takes any.
-        cue_sampler: which windows, and the mix of sizes.
+        annotations: The COCO-format JSON with ``images``, ``annotations`` and (optional) ``categories``.
+        images: The folder that the file names are relative to.
+        val_annotations: The annotation file of the validation images; null splits ``annotations`` by image.
+        val_images: The folder of the validation images; null is ``images``.
+        train_size: The number of cues to keep for training (paper: 99,500); fewer where the files hold fewer.
+        val_size: The number of cues to keep for validation (paper: 500).
+        val_fraction: The share of the images that is set aside for validation when one file is split.
+        per_image: The largest number of cues of one image.
+        exclude: A file with one image id a line; these images are left out, such as the RefCOCO test images that lie in train2014.
+        bad_boxes: What happens to a box that reaches beyond its image by over 1 px or has no area: ``refuse`` the file, or ``skip`` it
+            and count it.
+        min_texture: The smallest standard deviation of a cue's grey levels (0-255); 0 takes any. A cue below it is replaced by the
+            next.
+        max_match: How well a cue may match its image elsewhere (normalised cross-correlation, such as 0.9); 1 takes any.
+        cue_sampler: Which windows become cues, and the mix of sizes; null is ``ObjectCues``.
     """
 
     def __init__(

@@ -50,22 +50,22 @@ class BuildSettings:
     """What decides a corpus; a change of any of these makes another one.
 
     Args:
-        annotations: COCO-format JSON.
-        images: folder of its pictures.
-        val_annotations: annotation file of the validation pictures; null splits by picture.
-        val_images: their folder; null: ``images``.
-        train: most training cues.
-        val: most validation cues.
-        val_fraction: share of the pictures held out when one file is split.
-        mix: share of each size bin.
+        annotations: The COCO-format JSON.
+        images: The folder of its pictures.
+        val_annotations: The annotation file of the validation pictures; null splits by picture.
+        val_images: The folder of the validation pictures; null is ``images``.
+        train: The largest number of training cues.
+        val: The largest number of validation cues.
+        val_fraction: The share of the pictures held out when one file is split.
+        mix: The share of each size bin.
         cues: ``objects`` or ``random`` windows.
-        min_side: least side of a window, original pixels.
-        per_image: most cues of one picture.
-        exclude: file of image ids to leave out.
+        min_side: The least side of a window, original pixels.
+        per_image: The largest number of cues of one picture.
+        exclude: A file of image ids to leave out.
         bad_boxes: ``skip`` and count them, or ``refuse`` the file.
         verify: open every picture that has a cue and leave out those that do not open (shards do so always).
         shards: put the pictures' bytes into the corpus.
-        seed: of everything random.
+        seed: The seed of everything random.
     """
 
     annotations: str

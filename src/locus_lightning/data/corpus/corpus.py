@@ -78,9 +78,9 @@ class CorpusCues(CueSource):
     """Cues of a corpus that ``locus data build`` wrote. Refused where a file does not match the manifest.
 
     Args:
-        folder: of the corpus.
-        images: picture folder; null: the shards where there are any, else the folder the corpus was built from.
-        expressions: words instead of crops, from ``locus data text-cues``; cues without words are left out.
+        folder: The folder of the corpus.
+        images: The folder of the pictures. Null is the shards where there are any, else the folder that the corpus was built from.
+        expressions: A file of words that replace the crops, from ``locus data text-cues``. Cues without words are left out.
     """
 
     def __init__(self, folder: str, images: str | None = None, expressions: str | None = None) -> None:

@@ -190,14 +190,14 @@ class Stage:
     """A part of the curriculum.
 
     Args:
-        epochs: epochs it lasts; the last stage lasts to the end.
-        scenes: what is drawn.
-        mix: share of each kind of QA example: list, list_boxes, ground, name_box, name_crop, attribute, count, relation, choose_attribute,
-            choose_relation, and in the search's own format cue and text_cue.
-        cues: scenes of the ``cue`` QA examples; null: ``scenes``.
-        text_cues: scenes of the ``text_cue`` QA examples; their cue sampler is ``TextCues``.
-        colours_only: objects have different colours and are named by them alone: the place behind a name is found far sooner when the
-            name is one word that stands right before the box.
+        epochs: The number of epochs that it lasts; the last stage lasts to the end.
+        scenes: The scenes that are drawn.
+        mix: The share of each kind of QA example: list, list_boxes, ground, name_box, name_crop, attribute, count, relation,
+            choose_attribute, choose_relation, and in the format of cue search cue and text_cue.
+        cues: The scenes of the ``cue`` examples; null is ``scenes``.
+        text_cues: The scenes of the ``text_cue`` examples; their cue sampler is ``TextCues``.
+        colours_only: Whether objects have different colours and are named by them alone. A model learns much sooner where an object is
+            when its name is one word that stands right before the box.
     """
 
     epochs: int
@@ -228,11 +228,12 @@ class SceneQA(CueSource):
     """A mixture of supervised tasks on generated scenes, in stages that grow harder.
 
     Args:
-        stages: the curriculum.
-        held_out: cue search to validate on, beside QA examples of the last stage.
-        per_scene: QA examples about one scene; those about the whole picture share its vision features and prompt.
-        train_size: scenes an epoch.
-        val_size: held-out samples; a third of them are cues of ``held_out``, the rest QA examples, each kind as often.
+        stages: The stages of the curriculum.
+        held_out: The cue search that is validated on, beside QA examples of the last stage.
+        per_scene: The number of QA examples about one scene. Those about the whole picture share its vision features and its prompt.
+        train_size: The number of scenes an epoch.
+        val_size: The number of held-out samples. A third of them are cues of ``held_out``; the rest are QA examples, equally many of
+            each kind.
     """
 
     def __init__(self, stages: list[Stage], held_out: SceneCues, per_scene: int = 6, train_size: int = 32000, val_size: int = 768) -> None:

@@ -34,17 +34,17 @@ class SceneCues(CueSource):
     """Generated scenes; a scene depends on seed, split, epoch and index alone.
 
     Args:
-        image_size: side of the square image, pixels.
-        objects: (low, high) number of objects in a scene, inclusive; one becomes the cue, the others are distractors.
-        object_size: (low, high) of an object's sides as a fraction of the image's, drawn log-uniformly.
-        textures: draw stripes, dots and checks, or plain colours only.
-        colours: names of the colours that objects have; null: all of them.
-        shapes: likewise their shapes.
-        background: ``gradient`` blends four soft colours, ``plain`` is one grey for all scenes.
-        clutter: number of background strokes; they are drawn under the objects and are never cues.
-        train_size: scenes an epoch; every epoch draws new ones.
-        val_size: held-out scenes, the same ones always.
-        cue_sampler: which object becomes the cue.
+        image_size: The side of the square image, pixels.
+        objects: The (lowest, highest) number of objects in a scene. One becomes the cue, the others are distractors.
+        object_size: The (smallest, largest) side of an object as a fraction of the image's, drawn log-uniformly.
+        textures: Whether objects have stripes, dots and checks, or plain colours only.
+        colours: The names of the colours that objects have; null is all.
+        shapes: The names of the shapes that objects have; null is all.
+        background: ``gradient`` blends four soft colours; ``plain`` is one grey for all scenes.
+        clutter: The number of background strokes. They are drawn under the objects and are never cues.
+        train_size: The number of scenes an epoch; every epoch draws new ones.
+        val_size: The number of held-out scenes, which are always the same.
+        cue_sampler: Which object becomes the cue; null is ``ObjectCues``.
     """
 
     def __init__(
