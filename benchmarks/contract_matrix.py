@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["tests/unit/test_backbones.py", "tests/unit/test_frames.py"]
+TESTS = ["tests/unit/backbones"]
 
 
 def main() -> None:

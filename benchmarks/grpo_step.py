@@ -75,7 +75,7 @@ def sample(workload: Workload, index: int) -> Any:
 
 
 def words(workload: Workload) -> Any:
-    from locus_lightning.backbones.base import CuePrompt
+    from locus_lightning.tasks.cue_search import CuePrompt
 
     return replace(CuePrompt(), instruction=CuePrompt().instruction + _FILLER * workload.filler)
 
@@ -87,18 +87,21 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
     from locus_lightning.rollout.base import SamplingParams
     from locus_lightning.rollout.hf import HFRollout
+    from locus_lightning.tasks.cue_search import CueSearch
     from locus_lightning.training.grpo import LocusModule
 
     kind: Any = LlavaBackbone if "llava" in workload.checkpoint else Qwen2_5_VLBackbone
     backbone = kind(
         folder, dtype="bfloat16" if workload.gpu else "float32", quantize="nf4" if workload.gpu else None, share_prefix=share,
-        lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu, prompt=words(workload),
+        lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu,
     )  # fmt: skip
     engine = HFRollout() if share else PlainRollout()
     if not share:  # keep the pixels, which the plain sampler runs through the tower for every completion
-        backbone._seen = lambda prompt, features: replace(prompt, features=features)
+        backbone._without_pixels = lambda prompt, features: replace(prompt, features=features)
     sampling = SamplingParams(workload.tokens)
-    return LocusModule(backbone, rollout=engine, sampling=sampling, group_size=workload.group, micro_batch_size=workload.micro)
+    return LocusModule(
+        backbone, CueSearch(words(workload)), rollout=engine, sampling=sampling, group_size=workload.group, micro_batch_size=workload.micro
+    )
 
 
 def run_locus(workload: Workload, folder: str, steps: int, warmup: int, share: bool) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from locus_lightning.backbones import loading
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
-from locus_lightning.cli.preflight import allocated_peak
+from locus_lightning.callbacks.preflight import allocated_peak
+from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.training import memory
 from locus_lightning.types import Cue, CueSample, CueWindow
 
@@ -54,7 +55,8 @@ def row(name, kind, where, rank, checkpointing, packed, options) -> None:  # typ
     backbone = kind(str(where), lora=LoRA(rank=rank) if rank else None, gradient_checkpointing=checkpointing, share_prefix=packed)
     backbone.load()
     backbone.train()
-    prompts = backbone.encode([sample(options.side)])
+    one = sample(options.side)
+    prompts = backbone.encode([CueSearch().messages(one, backbone.frame(one.image.size))])
     completions = [[torch.randint(5, 300, (options.completion,)) for _ in range(options.group)]]
 
     def update() -> None:

@@ -66,7 +66,7 @@ def profiled(workload: grpo_step.Workload, folder: str, threads: int) -> dict[st
 
         def roll() -> Any:
             with backbone.sampling():
-                prompts = backbone.encode(list(batch))
+                prompts = module.encode(list(batch))
                 return prompts, module.rollout.generate(backbone, prompts, workload.group, module.sampling)
 
         prompts, made = phase("rollout", roll)

@@ -23,7 +23,7 @@ from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.corpus.corpus import CorpusCues
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.data.synthetic.qa_examples import SceneQA, Stage
+from locus_lightning.data.synthetic.curriculum import SceneQA, Stage
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.answer import AnswerReward

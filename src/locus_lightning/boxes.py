@@ -1,4 +1,4 @@
-"""Boxes, IoUs, and the road between original pixels, a model's frame and text.
+"""Boxes, IoUs, and the conversions between original pixels, a model's frame and text.
 
 A model is trained to speak of boxes in a frame of its own: pixels of the *resized* image, thousandths,
 fractions of a *square-padded* image. :class:`BoxFrame` is that convention for one image. Scores of
@@ -72,7 +72,7 @@ def giou(a: Box, b: Box) -> float:
 
 
 def constant_boxes(size: Size) -> dict[str, Box]:
-    """Boxes that need no looking: the floor any model has to beat."""
+    """The constant-box baselines: the whole image, and boxes in its middle. The best of them is the floor that a model has to beat."""
     w, h = size
     centres = {f"centre {s:g}": (w * (1 - s) / 2, h * (1 - s) / 2, w * (1 + s) / 2, h * (1 + s) / 2) for s in (0.1, 0.25, 0.5)}
     return {"whole image": image_box(size), **centres}

@@ -11,7 +11,7 @@ from locus_lightning import plugins
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.base import record_arguments
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.backbones.loading import SavedSettings
+from locus_lightning.backbones.saved import ABOUT, SavedSettings, saved_settings
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.types import Size
@@ -79,7 +79,7 @@ def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[H
     Raises:
         CheckpointError: see :func:`backbone_of`.
     """
-    saved = loading.saved_settings(checkpoint)
+    saved = saved_settings(checkpoint)
     for plugin in plugins.available("backbones") if saved else ():
         if saved is None or plugin.name == "AutoBackbone" or plugin.name != saved.backbone.rsplit(".", 1)[-1]:
             continue
@@ -88,7 +88,7 @@ def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[H
             own = kind.family_parameters()
             foreign = sorted(set(saved.family) - set(own))
             if foreign:
-                log.warning("%s: %s of %s ignored: not settings of %s alone.", checkpoint, ", ".join(foreign), loading.ABOUT, kind.__name__)
+                log.warning("%s: %s of %s ignored: not settings of %s alone.", checkpoint, ", ".join(foreign), ABOUT, kind.__name__)
             return kind, replace(saved, family={name: value for name, value in saved.family.items() if name in own})
     return backbone_of(checkpoint, trust_remote_code), None
 

@@ -45,6 +45,7 @@ class Encoding(Backbone):
     processor: Any
     _vision_moves: bool
     _turn_end: int | None = None
+    _banned_ids: Tensor | None = None
 
     @property
     @abstractmethod
@@ -55,11 +56,6 @@ class Encoding(Backbone):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the model lives."""
-
-    @property
-    @abstractmethod
-    def banned_ids(self) -> tuple[int, ...]:
-        """Ids of image placeholders."""
 
     @abstractmethod
     def _model(self, reference: bool) -> Any:
@@ -233,6 +229,26 @@ class Encoding(Backbone):
         images, decode = set(self.banned_ids), self.processor.tokenizer.decode
         runs = groupby(prompt.ids_P.tolist(), key=lambda i: i in images)
         return "".join(f"⟨image: {len(list(ids))} tokens⟩" if image else decode(list(ids)) for image, ids in runs)
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that are never sampled: a placeholder of an image that is not there breaks the next forward pass."""
+        config = self.hf.config
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return tuple(sorted({int(i) for name in names if isinstance(i := getattr(config, name, None), int)}))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """See :meth:`Backbone.eos_ids`."""
+        stated = self.hf.generation_config.eos_token_id
+        ids = stated if isinstance(stated, list) else [stated]
+        tokenizer_eos = self.processor.tokenizer.eos_token_id
+        return tuple(dict.fromkeys(i for i in (tokenizer_eos, *ids) if i is not None))
+
+    def _banned(self, device: torch.device) -> Tensor:
+        if self._banned_ids is None or self._banned_ids.device != device:
+            self._banned_ids = torch.tensor(self.banned_ids, dtype=torch.long, device=device)
+        return self._banned_ids
 
 
 def _pictures(content: Content) -> list[Image.Image]:

@@ -6,11 +6,9 @@ A family's file holds only its differences: frame, images, positions.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from locus_lightning.backbones import loading, toy
+from locus_lightning.backbones import loading, saved, toy
 from locus_lightning.backbones.base import mark_embedding
-from locus_lightning.backbones.encoding import Encoding
+from locus_lightning.backbones.facts import Facts
 from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
@@ -36,7 +34,7 @@ CHUNK = 1024
 """Positions whose logits exist at a time; more are recomputed in the backward pass."""
 
 
-class HFBackbone(Encoding):
+class HFBackbone(Facts):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
@@ -80,7 +78,6 @@ class HFBackbone(Encoding):
         self.processor: Any = None
         self.reference: nn.Module | None = None
         self.packs = True
-        self._banned_ids: Tensor | None = None
         self._vision_moves = train_vision
         self._changed: set[str] = set()
 
@@ -177,20 +174,9 @@ class HFBackbone(Encoding):
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         about = {"backbone": f"{type(self).__module__}.{type(self).__qualname__}", "family": self.family_settings()}
-        (Path(folder) / loading.ABOUT).write_text(
+        (Path(folder) / saved.ABOUT).write_text(
             json.dumps({**about, **(self.remembers if remember is None else remember)}, indent=2) + "\n"
         )
-
-    @classmethod
-    def family_parameters(cls) -> list[str]:
-        """Names of the constructor arguments that only this family has, such as its frame: all that a saved folder may decide."""
-        common = inspect.signature(HFBackbone.__init__).parameters
-        taken = inspect.signature(cls.__init__).parameters.items()
-        return [name for name, p in taken if name not in common and p.kind is not inspect.Parameter.VAR_KEYWORD]
-
-    def family_settings(self) -> dict[str, Any]:
-        """Settings that only this family has, such as its frame: what a saved folder has to remember."""
-        return {name: self.constructor_arguments[name] for name in self.family_parameters()}
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""
@@ -210,48 +196,6 @@ class HFBackbone(Encoding):
         merge = merge_adapters and self.lora is not None and self.quantize is None
         with super().sampling(), loading.merged_adapters(self.model) if merge else nullcontext():
             yield
-
-    # ---- facts and attention ---------------------------------------------------------------------------------------
-
-    def model_family(self) -> str:
-        """See :meth:`Backbone.model_family`."""
-        return str(self.hf.config.model_type)
-
-    def skeleton(self) -> nn.Module | None:
-        """See :meth:`Backbone.skeleton`."""
-        made: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
-        return made
-
-    def adapted_layers(self) -> Mapping[str, int]:
-        """See :meth:`Backbone.adapted_layers`."""
-        return Counter(name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if hasattr(module, "lora_A"))
-
-    def quantised_layers(self) -> int:
-        """See :meth:`Backbone.quantised_layers`."""
-        return len(loading.quantised_linears(self.hf))
-
-    def image_budget(self) -> Mapping[str, Any]:
-        """See :meth:`Backbone.image_budget`."""
-        names = ("size", "crop_size", "image_grid_pinpoints", "max_patches", "max_image_size")
-        images = self.processor.image_processor
-        return {name: value for name in names if (value := getattr(images, name, None)) is not None}
-
-    def image_tokens(self, prompt: Prompt) -> Tensor:
-        """Positions (N,) of a prompt's image tokens."""
-        return torch.isin(prompt.ids_P, self._banned(prompt.ids_P.device)).nonzero()[:, 0]
-
-    @torch.no_grad()
-    def attention(self, prompt: Prompt, after: str = "") -> Tensor:
-        """See :meth:`Backbone.attention`."""
-        layers = self.attention_layers()
-        with attention.watch(layers) as watched:
-            self.last_hidden(prompt, after)
-        return torch.stack([watched.found[i][0, self.image_tokens(prompt)] for i in range(len(layers))]).cpu()
-
-    def attention_layers(self) -> list[nn.Module]:
-        """The language model's attention layers, first to last."""
-        modules = loading.language_model(self.hf).modules()
-        return sorted((m for m in modules if hasattr(m, "layer_idx") and hasattr(m, "q_proj")), key=lambda m: m.layer_idx)
 
     # ---- forward passes ------------------------------------------------------------------------------------------
 
@@ -353,23 +297,3 @@ class HFBackbone(Encoding):
         if not torch.is_grad_enabled():
             return compute(hidden_ND)
         return recompute(compute, hidden_ND, use_reentrant=False)  # type: ignore[no-any-return]
-
-    def _banned(self, device: torch.device) -> Tensor:
-        if self._banned_ids is None or self._banned_ids.device != device:
-            self._banned_ids = torch.tensor(self.banned_ids, dtype=torch.long, device=device)
-        return self._banned_ids
-
-    @property
-    def banned_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: a placeholder of an image that is not there breaks the next forward pass."""
-        config = self.hf.config
-        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-        return tuple(sorted({int(i) for name in names if isinstance(i := getattr(config, name, None), int)}))
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """See :meth:`Backbone.eos_ids`."""
-        stated = self.hf.generation_config.eos_token_id
-        ids = stated if isinstance(stated, list) else [stated]
-        tokenizer_eos = self.processor.tokenizer.eos_token_id
-        return tuple(dict.fromkeys(i for i in (tokenizer_eos, *ids) if i is not None))

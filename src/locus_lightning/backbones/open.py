@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from locus_lightning import plugins
-from locus_lightning.backbones import loading
 from locus_lightning.backbones.auto import AutoBackbone, speaker_of
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.saved import saved_settings
 from locus_lightning.errors import CheckpointError, ConfigError
 
 
@@ -151,7 +151,7 @@ def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
 
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         kind: Any
-        kind, saved = speaker_of(str(path)) if loading.saved_settings(str(path)) else (AutoBackbone, None)
+        kind, saved = speaker_of(str(path)) if saved_settings(str(path)) else (AutoBackbone, None)
         backbone = kind(base, **(saved.family if saved else {}), dtype=dtype, trust_remote_code=trust_remote_code)
         if saved:
             backbone.remembers = saved.task

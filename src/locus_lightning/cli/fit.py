@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import locus_lightning.data.coco.coco
 import locus_lightning.data.corpus.corpus
-import locus_lightning.data.synthetic.qa_examples
+import locus_lightning.data.synthetic.curriculum
 import locus_lightning.data.synthetic.scenes
 import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.callbacks.checkpoints import Checkpoints

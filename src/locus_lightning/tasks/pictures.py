@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from locus_lightning.boxes import clip_box
+from locus_lightning.boxes import BoxFrame, clip_box
 from locus_lightning.types import Box, RolloutGroup
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def draw_message(task: Task, group: RolloutGroup) -> Image.Image:
         factor = (side - 4) / max(image.size)
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         canvas.paste(image.resize(size, Image.Resampling.LANCZOS), (i % columns * side, 24 + i // columns * side))
-    pen.text((6, 4), f"{group.sample.id}   {task.name}", fill=_TEXT, font=font)
+    right = task.write_answer(group.sample, BoxFrame.thousandths(group.sample.image.size))
+    pen.text((6, 4), f"{group.sample.id}   {task.name}   right: {right}", fill=_TEXT, font=font)
     answers = [_short(completion.answer) for completion in group.completions]
     _list_rewards(pen, group.rewards, 24, answers)
     return canvas

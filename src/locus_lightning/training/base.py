@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -20,6 +18,7 @@ from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
+from locus_lightning.training.state import generator_state, keep_epoch_open, set_generator_state
 from locus_lightning.types import Completion, Content, Generation, Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ class TaskModule(L.LightningModule):
         if not self.backbone.loaded:
             self.backbone.check()
         if stage == "fit":
-            _, accumulate, _ = self._stated_geometry()
+            _, accumulate, _ = self.stated_geometry()
             self.use_accumulation(accumulate)
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
@@ -109,7 +108,7 @@ class TaskModule(L.LightningModule):
                 "or a strategy that keeps float32 copies (deepspeed)."
             )
 
-    def _stated_geometry(self) -> tuple[L.Trainer, int, Any]:
+    def stated_geometry(self) -> tuple[L.Trainer, int, Any]:
         """This trainer's accumulation and validation interval as the user stated them, remembered from the first look."""
         if self._stated is None or self._stated[0] is not self.trainer:
             self._stated = (self.trainer, self.trainer.accumulate_grad_batches, self.trainer.val_check_interval)
@@ -118,7 +117,7 @@ class TaskModule(L.LightningModule):
     def use_accumulation(self, passes: int) -> None:
         """Let an optimiser step take so many passes. Lightning counts an integer ``val_check_interval`` in passes, users in optimiser
         steps."""
-        trainer, _, interval = self._stated_geometry()
+        trainer, _, interval = self.stated_geometry()
         trainer.accumulate_grad_batches = passes
         if isinstance(interval, int) and not isinstance(interval, bool) and trainer.check_val_every_n_epoch is None:
             trainer.val_check_interval = interval * passes
@@ -210,23 +209,11 @@ class TaskModule(L.LightningModule):
 
     def rank_state(self) -> dict[str, Any]:
         """What a process has of its own: the state of every random generator."""
-        numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002 - others may use it
-        return {
-            "python": random.getstate(),
-            "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),  # type: ignore[union-attr,index]
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        }
+        return generator_state()
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Take :meth:`rank_state` back."""
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"].cpu())
+        set_generator_state(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changed, and every rank's own state."""
@@ -277,6 +264,13 @@ class TaskModule(L.LightningModule):
         elif not inside and self._stop_is_due:
             self.trainer.should_stop, self._stop_is_due = True, False
 
+    def tell_callbacks(self, hook: str, subject: Sequence[Any]) -> None:
+        """Call a hook of :class:`TrainingCallback` on every callback that has it."""
+        for callback in self.trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
+            told = getattr(callback, hook, None)
+            if told is not None:
+                told(self.trainer, self, subject)
+
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes that have a figure, in one collective; the names are the same on every rank. A figure that is NaN
         everywhere is left out."""
@@ -288,32 +282,3 @@ class TaskModule(L.LightningModule):
         )
         sums = self.trainer.strategy.reduce(row, reduce_op="sum").tolist()  # type: ignore[union-attr]
         return {name: total / count for name, (total, count) in zip(values, sums, strict=True) if count}
-
-
-def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
-    """Mark the epoch of a checkpoint as unfinished where the data of its pass is not used up.
-
-    A run that ends inside an epoch (``max_steps``, ``max_time``, early stopping, Ctrl-C) lets Lightning close the epoch before the last
-    checkpoint is written. A resumed run would then count the rest of the pass as another epoch.
-
-    Args:
-        checkpoint: as Lightning is about to write it; its loop state is changed in place.
-        trainer: in training.
-
-    Returns:
-        Whether the state lies inside an optimiser step.
-    """
-    loops = checkpoint.get("loops", {}).get("fit_loop")
-    if loops is None:
-        return False
-    taken = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
-    if taken < trainer.num_training_batches:
-        for progress in (loops["epoch_progress"][which] for which in ("current", "total")):
-            if progress["processed"] == progress["started"] > 0:
-                progress["processed"] = progress["completed"] = progress["started"] - 1
-    last = taken >= trainer.num_training_batches
-    if last and loops["epoch_progress"]["current"]["completed"] == loops["epoch_progress"]["current"]["ready"] > 0:
-        # The pass is over and closed: a resumed run begins the next one, and must not count its batches from the end of this one.
-        progress = loops["epoch_loop.batch_progress"]["current"]
-        progress.update(dict.fromkeys(progress, 0))
-    return not last and taken % trainer.accumulate_grad_batches != 0

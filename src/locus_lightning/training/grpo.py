@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.source import CueBatch, CueKey, evenly_spaced
-from locus_lightning.errors import ConfigError
+from locus_lightning.data.source import CueBatch
 from locus_lightning.objectives.advantages import weight_total, zero_std_groups
 from locus_lightning.objectives.base import Objective
 from locus_lightning.objectives.grpo import GRPO
@@ -25,8 +24,10 @@ from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.rollout.hf import HFRollout
-from locus_lightning.tasks.base import Task, check_fit
+from locus_lightning.tasks.base import Task
 from locus_lightning.training.base import TaskModule, log
+from locus_lightning.training.checks import check_backbone, check_settings
+from locus_lightning.training.geometry import derive_geometry, keep_to_budget
 from locus_lightning.training.rollout_batch import (
     BatchPlan,
     MicroBatch,
@@ -41,9 +42,6 @@ from locus_lightning.training.rollout_batch import (
 )  # fmt: skip
 from locus_lightning.training.rollout_metrics import rollout_metrics
 from locus_lightning.types import Prompt, RolloutGroup
-
-_PROBED = 32
-"""Training samples whose prompts are measured against the token budget."""
 
 
 class LocusModule(TaskModule):
@@ -107,7 +105,7 @@ class LocusModule(TaskModule):
         self.micro_batch_size, self.num_iterations = micro_batch_size, num_iterations
         self.token_budget, self.mask_truncated_completions = token_budget, mask_truncated_completions
         self.filter_groups, self.resample = filter_groups, resample
-        self._check_settings()
+        check_settings(self)
         self.buffer: deque[MicroBatch] = deque()
         self.groups: list[RolloutGroup] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -123,7 +121,7 @@ class LocusModule(TaskModule):
     @torch.no_grad()
     def collect(self, samples: Sequence[Any]) -> list[MicroBatch]:
         """A rollout batch: generate, score, compare within groups, and plan its use. No gradient."""
-        self._tell("on_rollout_start", samples)
+        self.tell_callbacks("on_rollout_start", samples)
         with self._timed("rollout"):
             self.rollout.sync(self.backbone)
             prompts = self.encode(samples)
@@ -132,7 +130,7 @@ class LocusModule(TaskModule):
             rewards_BG = _rewards(groups).to(self.device)
             advantages_BG = self.objective.advantages(rewards_BG)
             mask_BGT = token_mask(groups, self._counted(groups, rewards_BG))
-        plan, completions = self._plan(), completion_ids(groups)
+        plan, completions = self.plan(), completion_ids(groups)
         order = plan.order(len(prompts))
         with self._timed("reference"):
             moves = plan.updates(len(prompts)) > 1 or not self.rollout.exact
@@ -143,7 +141,7 @@ class LocusModule(TaskModule):
         )
         self.groups = groups
         self._rollout_figures = self.mean_over_ranks(rollout_metrics(groups, self.rewards, self.task, self.seconds))
-        self._tell("on_rollout_end", groups)
+        self.tell_callbacks("on_rollout_end", groups)
         return batch.cut(order, self._totals(mask_BGT, order), plan.accumulate, self.objective.reduction, self.sampling.max_new_tokens)
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
@@ -226,92 +224,20 @@ class LocusModule(TaskModule):
 
     # ---- batch geometry --------------------------------------------------------------------------------------------
 
-    def _plan(self) -> BatchPlan:
+    def plan(self) -> BatchPlan:
+        """How a rollout batch is used."""
         return BatchPlan(self.micro_batch_size, self.trainer.accumulate_grad_batches, self.num_iterations)
 
     def micro_steps(self, batch_size: int) -> int:
         """Passes that a rollout batch takes: constant, and equal on every rank."""
-        return self._plan().micro_steps(batch_size)
+        return self.plan().micro_steps(batch_size)
 
     def setup(self, stage: str) -> None:
         """See :meth:`TaskModule.setup`; also derives accumulation and batch size, and refuses numbers that do not divide."""
         super().setup(stage)
-        self._check_backbone()
+        check_backbone(self)
         if stage == "fit":
-            self._derive_geometry()
-
-    def _derive_geometry(self) -> None:
-        _, stated, _ = self._stated_geometry()
-        data, world = self.trainer.datamodule, self.trainer.world_size  # type: ignore[attr-defined]
-        if self.groups_per_step is not None:
-            share = world * self.micro_batch_size
-            if self.groups_per_step < 1 or self.groups_per_step % share:
-                raise ConfigError(
-                    f"model.groups_per_step is {self.groups_per_step}; it is a multiple of {world} process(es) x model.micro_batch_size "
-                    f"{self.micro_batch_size} = {share}."
-                )
-            passes = self.groups_per_step // share
-            if stated not in (1, passes):
-                raise ConfigError(
-                    f"model.groups_per_step {self.groups_per_step} takes {passes} passes an optimiser step, and trainer.accumulate_grad_batches "
-                    f"says {stated}; state one of the two."
-                )
-            self.use_accumulation(passes)
-        if data is None:
-            return
-        plan = self._plan()
-        if data.batch_size is None:
-            data.batch_size = plan.micro_batch * plan.accumulate
-        plan.check(data.batch_size)
-        log.info(
-            "%d prompts an optimiser step (%d process(es) x %d passes of %d); a rollout batch of %d prompts serves %d step(s).",
-            world * plan.accumulate * plan.micro_batch, world, plan.accumulate, plan.micro_batch, world * data.batch_size,
-            plan.updates(data.batch_size),
-        )  # fmt: skip
-
-    # ---- settings --------------------------------------------------------------------------------------------------
-
-    def _check_settings(self) -> None:
-        if self.group_size < 2:
-            raise ConfigError(f"model.group_size is {self.group_size}: a group-relative advantage needs at least 2 completions a prompt.")
-        if self.sampling.top_p < 1 or self.sampling.top_k > 0 or self.sampling.min_new_tokens > 0:
-            raise ConfigError(
-                f"model.sampling has top_p {self.sampling.top_p}, top_k {self.sampling.top_k} and min_new_tokens "
-                f"{self.sampling.min_new_tokens}: with importance ratios the sampled distribution must be the policy's own; set top_p 1.0, "
-                "top_k 0 and min_new_tokens 0."
-            )
-        if self.sampling.temperature <= 0:
-            raise ConfigError("model.sampling.temperature is 0: greedy completions of a group are all alike; set it above 0.")
-        if min(self.micro_batch_size, self.num_iterations) < 1 or self.resample < 0:
-            raise ConfigError(
-                f"model.micro_batch_size is {self.micro_batch_size} and model.num_iterations {self.num_iterations} (at least 1 each), "
-                f"model.resample {self.resample} (at least 0)."
-            )
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ConfigError(f"model.token_budget is {self.token_budget}; it is at least 1 token, or null.")
-        if self.resample and not self.filter_groups:
-            raise ConfigError(f"model.resample is {self.resample} but model.filter_groups is false; set filter_groups: true.")
-        self._check_rewards()
-
-    def _check_rewards(self) -> None:
-        names = Counter(reward.name for reward in self.rewards)
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            raise ConfigError(
-                f"model.rewards holds {twice[0]!r} twice; every reward is logged by its name: give one of them another `name`."
-            )
-        if "total" in names:
-            raise ConfigError("model.rewards holds a reward called 'total', which is the name of the weighted sum; give it another `name`.")
-        if not any(reward.weight for reward in self.rewards):
-            raise ConfigError("model.rewards holds no reward with a weight other than 0, so nothing would be optimised; add one.")
-        check_fit(self.task, self.rewards)
-
-    def _check_backbone(self) -> None:
-        if self.objective.kl_coef > 0 and self.backbone.adapter_rank and self.backbone.train_vision:
-            raise ConfigError(
-                "backbone.lora with backbone.train_vision has no reference model for objective.kl_coef: with the adapter off the tower has "
-                "still moved; set objective.kl_coef to 0, or train_vision to false."
-            )
+            derive_geometry(self)
 
     def configure_model(self) -> None:
         """Load weights, choose what trains, fix the reference."""
@@ -320,24 +246,7 @@ class LocusModule(TaskModule):
         if self.objective.kl_coef > 0 and self.trainer.training:
             self.backbone.freeze_reference()
         if self.token_budget and self.trainer.training:
-            self._keep_to_budget(self.token_budget)
-
-    def _keep_to_budget(self, budget: int) -> None:
-        """Lower the micro-batch, and take more passes a step, until the longest prompts that were probed keep to the budget."""
-        data = self.trainer.datamodule.task_dataset("train", self.task)  # type: ignore[attr-defined]
-        probed = evenly_spaced(len(data), _PROBED)
-        with torch.device("cpu"):  # Lightning may have set another default device
-            contents = self.contents([data[CueKey(0, i)] for i in probed])
-        longest = max(self.backbone.prompt_length(content) for content in contents)
-        group = self.backbone.row_tokens(longest, self.group_size, self.sampling.max_new_tokens)
-        fits = max(1, budget // group)
-        micro = max(n for n in range(1, self.micro_batch_size + 1) if self.micro_batch_size % n == 0 and n <= fits)
-        note = f"token budget {budget:,}: the longest of {len(probed)} prompts has {longest:,} tokens, its group {group:,}; "
-        if group > budget:
-            log.warning("%sone group is over the budget: lower group_size, max_new_tokens or the images' resolution.", note)
-        self.use_accumulation(self.trainer.accumulate_grad_batches * (self.micro_batch_size // micro))
-        self.micro_batch_size = micro
-        log.info("%s%d prompts a pass, %d passes an optimiser step.", note, micro, self.trainer.accumulate_grad_batches)
+            keep_to_budget(self, self.token_budget)
 
     # ---- bookkeeping -----------------------------------------------------------------------------------------------
 
@@ -361,13 +270,6 @@ class LocusModule(TaskModule):
         super().on_train_batch_end(outputs, batch, batch_idx)
         spent = sum(self.seconds[phase] for phase in ("rollout", "score", "reference")) if batch else 0.0
         self.seconds["update"] += perf_counter() - self._started - spent
-
-    def _tell(self, hook: str, subject: Sequence[Any]) -> None:
-        """Call a hook of :class:`TrainingCallback` on every callback that has it."""
-        for callback in self.trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
-            told = getattr(callback, hook, None)
-            if told is not None:
-                told(self.trainer, self, subject)
 
     def _log_update(self, figures: dict[str, Tensor]) -> None:
         """Log the rollout batch's figures and the update's, averaged over the micro-batches of an optimiser step."""

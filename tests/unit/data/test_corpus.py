@@ -146,7 +146,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(photos, tmp_path, monkeypat
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(building, "_write", full)
+    monkeypatch.setattr(building, "write", full)
     with pytest.raises(DataError, match="No space left"):
         build(photos, tmp_path / "c")
     monkeypatch.undo()

@@ -8,8 +8,9 @@ from locus_lightning.backbones.toy.locus_tiny import locus_tiny
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.source import CueBatch, CueKey
+from locus_lightning.data.synthetic.curriculum import SceneQA, Stage, qa_examples
 from locus_lightning.data.synthetic.drawing import SHAPES
-from locus_lightning.data.synthetic.qa_examples import TASKS, SceneQA, Stage, matching, phrase, qa_examples
+from locus_lightning.data.synthetic.qa_examples import TASKS, matching, phrase
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.sft import SupervisedModule, by_image

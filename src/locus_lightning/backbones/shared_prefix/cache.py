@@ -66,8 +66,8 @@ class GroupLayer(DynamicLayer):
 def for_groups(cache: Cache, mask_BP: Tensor, group: int, room: int, shares: bool) -> tuple[Cache, bool]:
     """A prefilled cache for ``group`` rows of each prompt and ``room`` more tokens, and whether prompts are kept once.
 
-    Where they are, the cache knows the padding, and decoding needs no mask. Models whose attention is not ours (``shares`` false) and
-    layers of another kind have their cache repeated; it grows as it does.
+    Where prompts are kept once, the cache knows the padding, and decoding needs no mask. Otherwise (the model's attention is not ours, so
+    ``shares`` is false, or a layer is of another kind) the KV cache is repeated once per completion.
     """
     every: Any = cache.layers
     if shares and all(type(layer) is DynamicLayer for layer in every):

@@ -6,24 +6,19 @@ interruption. Finished parts lie in ``parts/`` until the manifest, which is writ
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from locus_lightning import __version__
 from locus_lightning.cue_samplers.base import CueSampler
@@ -33,6 +28,7 @@ from locus_lightning.data.coco.annotations import CocoImage
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.coco.index import CueEntry, in_mix, open_file, windows_of
 from locus_lightning.data.corpus import corpus
+from locus_lightning.data.corpus.files import disk_full_is_a_sentence, in_parallel, whole, write
 from locus_lightning.data.source import SPLITS, Split
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import SizeBin
@@ -115,7 +111,7 @@ def build(settings: BuildSettings, folder: Path, workers: int = 1) -> dict[str, 
         return corpus.read_manifest(folder)
     source.check()
     try:
-        with _disk_full_is_a_sentence(folder):
+        with disk_full_is_a_sentence(folder):
             return _build(settings, source, folder, workers, key, hashes)
     except KeyboardInterrupt:
         raise DataError(f"stopped; the same command goes on where it was (finished parts are in {folder / 'parts'}).") from None
@@ -133,7 +129,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         jobs = [(folder / "parts" / f"{split}-{n:05d}.parquet", common, part, settings) for n, part in enumerate(parts)]
         by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
         many = workers if len(jobs) >= _PARTS_WORTH_PROCESSES else 1
-        for path in _in_parallel(_index_part, jobs, many, f"{split}: windows of {len(images):,} pictures"):
+        for path in in_parallel(_index_part, jobs, many, f"{split}: windows of {len(images):,} pictures"):
             table = pq.read_table(path)
             left_out.update(json.loads(table.schema.metadata[b"left_out"]))
             for entry in corpus.from_table(table, common):
@@ -149,7 +145,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
     if settings.verify or settings.shards:
         chosen = _only_openable(chosen, folder, workers, left_out)
     for split, entries in chosen.items():
-        _write(corpus.to_table(entries, common), folder / "index" / f"{split}.parquet")
+        write(corpus.to_table(entries, common), folder / "index" / f"{split}.parquet")
     if settings.shards:
         _write_shards([e for entries in chosen.values() for e in entries], common, folder, workers)
     manifest = {
@@ -167,7 +163,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         "statistics": {split: _statistics(entries) for split, entries in chosen.items()},
         "files": _files(folder),
     }
-    with _whole(folder / corpus.MANIFEST) as beside:
+    with whole(folder / corpus.MANIFEST) as beside:
         beside.write_text(json.dumps(manifest, indent=2) + "\n")
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return manifest
@@ -182,7 +178,7 @@ def _index_part(job: tuple[Path, Path, Sequence[CocoImage], BuildSettings]) -> P
         left_out: Counter[str] = Counter()
         by_bin = windows_of(images, settings.sampler(), settings.per_image, settings.seed, left_out)
         table = corpus.to_table([entry for name in sorted(by_bin) for entry in by_bin[name]], common)
-        _write(table.replace_schema_metadata({"left_out": json.dumps(left_out)}), path)
+        write(table.replace_schema_metadata({"left_out": json.dumps(left_out)}), path)
     return path
 
 
@@ -195,7 +191,7 @@ def _verify_part(job: tuple[Path, Sequence[CueEntry]]) -> Path:
                 open_file(entry)
             except (OSError, ValueError, SyntaxError) as cause:
                 bad[entry.path] = str(cause)
-        _write(
+        write(
             pa.table({"path": list(bad), "reason": list(bad.values())}, pa.schema([("path", pa.string()), ("reason", pa.string())])), path
         )
     return path
@@ -205,7 +201,7 @@ def _shard(job: tuple[Path, Path, Sequence[str]]) -> Path:
     path, common, names = job
     if not path.is_file():
         schema = pa.schema([("file_name", pa.string()), ("image", pa.binary())])
-        with _whole(path) as beside, pq.ParquetWriter(beside, schema, compression="none") as writer:  # JPEG bytes do not get smaller
+        with whole(path) as beside, pq.ParquetWriter(beside, schema, compression="none") as writer:  # JPEG bytes do not get smaller
             for i in range(0, len(names), _IMAGES_A_ROW_GROUP):
                 some = list(names[i : i + _IMAGES_A_ROW_GROUP])
                 writer.write_table(pa.table({"file_name": some, "image": [(common / name).read_bytes() for name in some]}, schema))
@@ -218,7 +214,7 @@ def _only_openable(chosen: dict[Split, list[CueEntry]], folder: Path, workers: i
     every = [first[path] for path in sorted(first)]
     jobs = [(folder / "parts" / f"verify-{n:05d}.parquet", every[i : i + 500]) for n, i in enumerate(range(0, len(every), 500))]
     bad: dict[str, str] = {}
-    for path in _in_parallel(_verify_part, jobs, workers, f"opening {len(every):,} pictures"):
+    for path in in_parallel(_verify_part, jobs, workers, f"opening {len(every):,} pictures"):
         table = pq.read_table(path)
         bad |= dict(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True))
     left_out["pictures that do not open"] += len(bad)
@@ -231,31 +227,8 @@ def _write_shards(entries: Sequence[CueEntry], common: Path, folder: Path, worke
     names = sorted({str(Path(entry.path).relative_to(common)) for entry in entries})
     parts = [names[i : i + _IMAGES_A_SHARD] for i in range(0, len(names), _IMAGES_A_SHARD)]
     jobs = [(folder / "shards" / f"{n:05d}-of-{len(parts):05d}.parquet", common, part) for n, part in enumerate(parts)]
-    for _ in _in_parallel(_shard, jobs, workers, f"{len(names):,} pictures into {len(parts)} shards"):
+    for _ in in_parallel(_shard, jobs, workers, f"{len(names):,} pictures into {len(parts)} shards"):
         pass
-
-
-def _in_parallel(work: Callable[[Any], Path], jobs: Sequence[Any], workers: int, title: str) -> Iterator[Path]:
-    """Results in the order of the jobs, with progress shown."""
-    if workers <= 1 or len(jobs) < 2:
-        yield from track(map(work, jobs), description=title, total=len(jobs))
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        yield from track(pool.map(work, jobs), description=title, total=len(jobs))
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    with _whole(path) as beside:
-        pq.write_table(table, beside)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; what is there in the end becomes ``path``, so that a file is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.writing")
-    yield beside
-    os.replace(beside, path)
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------------------
@@ -281,7 +254,7 @@ def _claim(folder: Path, key: str) -> bool:
         raise ConfigError(f"{folder} holds the unfinished build of other settings; choose another --out, or delete it.")
     if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no corpus; choose another --out.")
-    with _disk_full_is_a_sentence(folder):
+    with disk_full_is_a_sentence(folder):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(key)
     for stale in folder.rglob("*.writing"):
@@ -315,16 +288,3 @@ def _statistics(entries: Sequence[CueEntry]) -> dict[str, Any]:
     at = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
     table = {name: {f"{q:g}": round(float(v), 5) for q, v in zip(at, np.quantile(c, at), strict=True)} for name, c in columns.items()}
     return {**table, "labels": dict(Counter(e.window.label for e in entries).most_common(20))}
-
-
-@contextmanager
-def _disk_full_is_a_sentence(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
-            raise
-        raise DataError(
-            f"{folder} cannot be written to: {os.strerror(error.errno or 0)}. Make room or choose another --out; "
-            "the same command then goes on where it was."
-        ) from error

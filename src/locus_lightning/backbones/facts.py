@@ -1,0 +1,85 @@
+"""Facts about a loaded Hugging Face model, for reports, and its attention, for analysis."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locus_lightning.backbones import loading
+from locus_lightning.backbones.encoding import Encoding
+from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.types import Prompt
+
+
+class Facts(Encoding):
+    """What commands and callbacks ask about a model beside its forward passes; :class:`HFBackbone` adds those."""
+
+    model: Any
+    trust_remote_code: bool
+
+    @abstractmethod
+    def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
+        """Last hidden state (D,) of one prompt, with the words ``after`` behind it."""
+
+    def model_family(self) -> str:
+        """See :meth:`Backbone.model_family`."""
+        return str(self.hf.config.model_type)
+
+    def skeleton(self) -> nn.Module | None:
+        """See :meth:`Backbone.skeleton`."""
+        made: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
+        return made
+
+    def adapted_layers(self) -> Mapping[str, int]:
+        """See :meth:`Backbone.adapted_layers`."""
+        return Counter(name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if hasattr(module, "lora_A"))
+
+    def quantised_layers(self) -> int:
+        """See :meth:`Backbone.quantised_layers`."""
+        return len(loading.quantised_linears(self.hf))
+
+    def image_budget(self) -> Mapping[str, Any]:
+        """See :meth:`Backbone.image_budget`."""
+        names = ("size", "crop_size", "image_grid_pinpoints", "max_patches", "max_image_size")
+        images = self.processor.image_processor
+        return {name: value for name in names if (value := getattr(images, name, None)) is not None}
+
+    def image_tokens(self, prompt: Prompt) -> Tensor:
+        """Positions (N,) of a prompt's image tokens."""
+        return torch.isin(prompt.ids_P, self._banned(prompt.ids_P.device)).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def attention(self, prompt: Prompt, after: str = "") -> Tensor:
+        """See :meth:`Backbone.attention`."""
+        layers = self.attention_layers()
+        with attention.watch(layers) as watched:
+            self.last_hidden(prompt, after)
+        return torch.stack([watched.found[i][0, self.image_tokens(prompt)] for i in range(len(layers))]).cpu()
+
+    def attention_layers(self) -> list[nn.Module]:
+        """The language model's attention layers, first to last."""
+        modules = loading.language_model(self.hf).modules()
+        return sorted((m for m in modules if hasattr(m, "layer_idx") and hasattr(m, "q_proj")), key=lambda m: m.layer_idx)
+
+    @classmethod
+    def family_parameters(cls) -> list[str]:
+        """Names of the constructor arguments that only this family has, such as its frame: all that a saved folder may decide."""
+        common = _common_parameters()
+        taken = inspect.signature(cls.__init__).parameters.items()
+        return [name for name, p in taken if name not in common and p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+    def family_settings(self) -> dict[str, Any]:
+        """Settings that only this family has, such as its frame: what a saved folder has to remember."""
+        return {name: self.constructor_arguments[name] for name in self.family_parameters()}
+
+
+def _common_parameters() -> Mapping[str, inspect.Parameter]:
+    from locus_lightning.backbones.hf import HFBackbone
+
+    return inspect.signature(HFBackbone.__init__).parameters

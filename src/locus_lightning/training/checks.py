@@ -1,0 +1,65 @@
+"""Settings of reinforcement that cannot work, refused before weights load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from locus_lightning.errors import ConfigError
+from locus_lightning.tasks.base import check_fit
+
+if TYPE_CHECKING:
+    from locus_lightning.training.grpo import LocusModule
+
+
+def check_settings(module: LocusModule) -> None:
+    """Refuse settings that cannot work, by name.
+
+    Raises:
+        ConfigError: names the key, the value and what to do.
+    """
+    if module.group_size < 2:
+        raise ConfigError(f"model.group_size is {module.group_size}: a group-relative advantage needs at least 2 completions a prompt.")
+    if module.sampling.top_p < 1 or module.sampling.top_k > 0 or module.sampling.min_new_tokens > 0:
+        raise ConfigError(
+            f"model.sampling has top_p {module.sampling.top_p}, top_k {module.sampling.top_k} and min_new_tokens "
+            f"{module.sampling.min_new_tokens}: with importance ratios the sampled distribution must be the policy's own; set top_p 1.0, "
+            "top_k 0 and min_new_tokens 0."
+        )
+    if module.sampling.temperature <= 0:
+        raise ConfigError("model.sampling.temperature is 0: greedy completions of a group are all alike; set it above 0.")
+    if min(module.micro_batch_size, module.num_iterations) < 1 or module.resample < 0:
+        raise ConfigError(
+            f"model.micro_batch_size is {module.micro_batch_size} and model.num_iterations {module.num_iterations} (at least 1 each), "
+            f"model.resample {module.resample} (at least 0)."
+        )
+    if module.token_budget is not None and module.token_budget < 1:
+        raise ConfigError(f"model.token_budget is {module.token_budget}; it is at least 1 token, or null.")
+    if module.resample and not module.filter_groups:
+        raise ConfigError(f"model.resample is {module.resample} but model.filter_groups is false; set filter_groups: true.")
+    _check_rewards(module)
+
+
+def _check_rewards(module: LocusModule) -> None:
+    names = Counter(reward.name for reward in module.rewards)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ConfigError(f"model.rewards holds {twice[0]!r} twice; every reward is logged by its name: give one of them another `name`.")
+    if "total" in names:
+        raise ConfigError("model.rewards holds a reward called 'total', which is the name of the weighted sum; give it another `name`.")
+    if not any(reward.weight for reward in module.rewards):
+        raise ConfigError("model.rewards holds no reward with a weight other than 0, so nothing would be optimised; add one.")
+    check_fit(module.task, module.rewards)
+
+
+def check_backbone(module: LocusModule) -> None:
+    """Refuse a backbone that has no reference model where one is needed.
+
+    Raises:
+        ConfigError: names the settings.
+    """
+    if module.objective.kl_coef > 0 and module.backbone.adapter_rank and module.backbone.train_vision:
+        raise ConfigError(
+            "backbone.lora with backbone.train_vision has no reference model for objective.kl_coef: with the adapter off the tower has "
+            "still moved; set objective.kl_coef to 0, or train_vision to false."
+        )

@@ -1,0 +1,61 @@
+"""What a training checkpoint holds beside weights and optimiser: random generators, and Lightning's progress set right."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+
+def generator_state() -> dict[str, Any]:
+    """The state of every random generator of this process, in plain containers."""
+    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002 - others may use it
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),  # type: ignore[union-attr,index]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_generator_state(state: dict[str, Any]) -> None:
+    """Take :func:`generator_state` back."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
+    """Mark the epoch of a checkpoint as unfinished where the data of its pass is not used up.
+
+    A run that ends inside an epoch (``max_steps``, ``max_time``, early stopping, Ctrl-C) lets Lightning close the epoch before the last
+    checkpoint is written. A resumed run would then count the rest of the pass as another epoch.
+
+    Args:
+        checkpoint: as Lightning is about to write it; its loop state is changed in place.
+        trainer: in training.
+
+    Returns:
+        Whether the state lies inside an optimiser step.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return False
+    taken = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
+    if taken < trainer.num_training_batches:
+        for progress in (loops["epoch_progress"][which] for which in ("current", "total")):
+            if progress["processed"] == progress["started"] > 0:
+                progress["processed"] = progress["completed"] = progress["started"] - 1
+    last = taken >= trainer.num_training_batches
+    if last and loops["epoch_progress"]["current"]["completed"] == loops["epoch_progress"]["current"]["ready"] > 0:
+        # The pass is over and closed: a resumed run begins the next one, and must not count its batches from the end of this one.
+        progress = loops["epoch_loop.batch_progress"]["current"]
+        progress.update(dict.fromkeys(progress, 0))
+    return not last and taken % trainer.accumulate_grad_batches != 0
