@@ -92,6 +92,11 @@ def available(kind: Kind) -> list[Plugin]:
     return built_in + sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
+def shadowed(plugin: Plugin) -> bool:
+    """Whether a package claims a name that a built-in has: the built-in is taken."""
+    return plugin.name in _BUILT_IN[plugin.kind] and plugin.target != _BUILT_IN[plugin.kind][plugin.name]
+
+
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin called ``name``.
 
@@ -101,8 +106,8 @@ def find(kind: Kind, name: str) -> Plugin:
     """
     plugins = available(kind)
     matches = [plugin for plugin in plugins if plugin.name == name]
-    if len(matches) == 1:
-        return matches[0]
+    if len(matches) == 1 or (matches and name in _BUILT_IN[kind]):
+        return matches[0]  # a package that claims a built-in's name does not get it; `locus plugins` reports the claim
     if matches:
         owners = " and ".join(sorted(f"{p.distribution} {p.version}" for p in matches))
         raise PluginError(f"the {kind} plugin name {name!r} is claimed by {owners}; uninstall one, or write the full class path.")
@@ -122,11 +127,14 @@ def load(kind: Kind, name: str) -> type[Any]:
     what = f"the {kind} plugin {plugin.name!r} ({plugin.distribution} {plugin.version}, {plugin.target})"
     try:
         found = _import(plugin.target)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise PluginError(f"{what} cannot be imported: {type(cause).__name__}: {cause}") from cause
     base = _import(_BASES[kind])
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PluginError(f"{what} is not a subclass of {_BASES[kind].replace(':', '.')}.")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{what} cannot be built: it does not define {', '.join(missing)}.")
     if found.__name__ != plugin.name:
         raise PluginError(f"{what} is registered under a name that is not its class name {found.__name__!r}; rename the entry point.")
     return found

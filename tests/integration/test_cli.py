@@ -28,6 +28,7 @@ def run_folder(root: Path) -> Path:
     return sorted(root.rglob("summary.json"))[-1].parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_test_config_fits_from_start_to_summary(locus, tmp_path, config):
     status, out, err = locus("fit", "--config", config)
@@ -130,6 +131,7 @@ def test_a_saved_config_runs_again_with_full_class_paths(locus, tmp_path):
     assert locus("fit", "--config", saved)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_example_plugin_is_named_by_its_class(locus, locus_process, tmp_path):
     pytest.importorskip("locus_reward_giou")
     named = '--model.rewards=[{"class_path": "GIoUReward"}, {"class_path": "FormatReward"}]'
@@ -354,6 +356,7 @@ class Drawn(L.Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["max_steps", "max_steps at the end of a pass", "a callback", "max_epochs", "limit_train_batches"])
 def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, monkeypatch, reason):
     monkeypatch.setitem(sys.modules, "drawn", types.SimpleNamespace(Drawn=Drawn))
@@ -400,6 +403,24 @@ def test_a_checkpoint_from_inside_a_step_is_refused(locus, monkeypatch):
     assert status == 2
     assert "inside an optimiser step" in err
     assert locus("validate", "--config", SCENES, "--ckpt_path", "inside.ckpt")[0] == 0, "its weights can still be looked at"
+
+
+def test_a_checkpoint_of_another_model_is_refused(locus, tmp_path):
+    """Its weights would be left out, and the base model's figures reported as its own."""
+    lora = ["--config", ROOT / "tests" / "configs" / "lora_onevision.yaml", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+    status, _, err = locus("fit", *lora)
+    assert status == 0, err
+    (other,) = tmp_path.rglob("last.ckpt")
+    for command in ("validate", "fit"):
+        status, _, err = locus(command, "--config", SCENES, "--ckpt_path", other)
+        assert status == 2, command
+        assert "the checkpoint does not fit toy:llava: it has weights that this model does not have" in err
+    state = torch.load(other, weights_only=True)
+    torch.save({**state, "state_dict": {}}, tmp_path / "empty.ckpt")
+    status, _, err = locus("validate", *lora[:2], "--ckpt_path", "empty.ckpt")
+    assert status == 2
+    assert "it has no weights for" in err
+    assert locus("validate", *lora[:2], "--ckpt_path", other)[0] == 0
 
 
 class StopsInside(L.Callback):
@@ -554,6 +575,7 @@ def test_lightnings_own_checkpoint_callback_from_yaml(locus, tmp_path):
     assert list(tmp_path.rglob("best*.ckpt"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_finishes_the_step_saves_and_goes_on(locus_process, locus, tmp_path):
     process = locus_process(
@@ -574,6 +596,7 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on(locus_process, locus, tmp_pa
     assert checkpoint.parent.parent == run_folder(tmp_path), "the same run folder"
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_weights(locus_process, tmp_path):
     process = locus_process(
         "fit",

@@ -50,6 +50,7 @@ def study(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     status, out, err = locus("study", str(study), "--out", "o", "--workers", "2", "--only", "rl")
     assert status == 0, err + "".join(p.read_text() for p in tmp_path.glob("o/*/log.txt"))
@@ -81,6 +82,7 @@ def test_a_study_runs_once_and_sums_up(study, locus, tmp_path):
     assert str(Path("o", "eval", "study.yaml")) in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_stops_the_runs_and_begins_no_other(study, locus_process, tmp_path):
     long = {**STUDY, "evaluate": {}, "common": {**STUDY["common"], "trainer.max_steps": 4000, "checkpoints": {"every_n_steps": 1}}}
@@ -97,6 +99,7 @@ def test_ctrl_c_stops_the_runs_and_begins_no_other(study, locus_process, tmp_pat
     assert "stopped at step" in (tmp_path / "o/rl-0/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_is_said_before_anything_is_trained(study, locus):
     study.write_text(yaml.safe_dump({**STUDY, "evaluate": {"suite": "vstar", "data": "nowhere"}}))
     status, _, err = locus("study", str(study), "--out", "o", "--only", "rl")

@@ -40,9 +40,6 @@ def test_a_name_taken_twice_names_both_distributions(monkeypatch):
     offer(monkeypatch, ("XReward", "a:XReward", "pack-a"), ("XReward", "b:XReward", "pack-b"))
     with pytest.raises(PluginError, match=r"claimed by pack-a 1\.0 and pack-b 1\.0"):
         plugins.find("rewards", "XReward")
-    offer(monkeypatch, ("IoUReward", "a:IoUReward", "pack-a"))
-    with pytest.raises(PluginError, match="locus-lightning"):
-        plugins.load("rewards", "IoUReward")
 
 
 def test_a_plugin_that_fails_to_import_is_named_with_its_package_and_cause(monkeypatch):
@@ -66,3 +63,25 @@ def test_the_listing_reads_metadata_only_and_check_imports(monkeypatch, capsys):
     assert "XReward" in capsys.readouterr().out
     assert plugins_command(["rewards", "--check"]) == 1
     assert "ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_a_built_in_keeps_its_name_and_the_claim_is_reported(monkeypatch, capsys):
+    from locus_lightning.rewards.iou import IoUReward
+
+    offer(monkeypatch, ("IoUReward", "a:IoUReward", "pack-a"))
+    assert plugins.load("rewards", "IoUReward") is IoUReward
+    assert plugins_command(["rewards"]) == 0
+    assert "pack-a claims the name 'IoUReward' of a built-in" in " ".join(capsys.readouterr().out.split())
+    assert plugins_command(["rewards", "--check"]) == 1
+
+
+def test_a_plugin_that_exits_or_is_unfinished_is_named(monkeypatch, tmp_path):
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    (tmp_path / "unfinished.py").write_text("from locus_lightning.rewards.base import Reward\nclass XReward(Reward): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, ("XReward", "exits:XReward", "pack-a"))
+    with pytest.raises(PluginError, match="cannot be imported: SystemExit"):
+        plugins.load("rewards", "XReward")
+    offer(monkeypatch, ("XReward", "unfinished:XReward", "pack-a"))
+    with pytest.raises(PluginError, match="cannot be built: it does not define score"):
+        plugins.load("rewards", "XReward")

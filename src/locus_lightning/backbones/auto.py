@@ -13,7 +13,7 @@ from locus_lightning.backbones.base import record_arguments
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.saved import ABOUT, SavedSettings, saved_settings
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.errors import CheckpointError, ConfigError, PluginError
 from locus_lightning.types import Size
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,11 @@ def speakers() -> dict[str, type[HFBackbone]]:
     """``model_type`` -> the installed backbone that speaks it; of several the first listed."""
     found: dict[str, type[HFBackbone]] = {}
     for plugin in plugins.available("backbones"):
-        kind = plugins.load("backbones", plugin.name)
+        try:
+            kind = plugins.load("backbones", plugin.name)
+        except PluginError as broken:
+            log.warning("%s Its models are not found by AutoBackbone.", broken)
+            continue
         for model_type in getattr(kind, "model_types", ()):
             found.setdefault(model_type, kind)
     return found

@@ -6,6 +6,7 @@ that happens to match, and is printed.
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,10 +255,15 @@ def _with_adapters(model: Any, lora: LoRA) -> Any:
     from peft import LoraConfig, get_peft_model
 
     linears = _language_linears(model)
+    known = sorted({n.rsplit(".", 1)[-1] for n in linears})
+    for target in lora.targets or ():
+        if target not in known:
+            close = difflib.get_close_matches(target, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"backbone.lora.targets names {target!r}, which is no linear layer; the language model has {', '.join(known)}.{hint}"
+            )
     names = [n for n in linears if lora.targets is None or n.rsplit(".", 1)[-1] in lora.targets]
-    if not names:
-        known = sorted({n.rsplit(".", 1)[-1] for n in linears})
-        raise ConfigError(f"backbone.lora.targets is {lora.targets} and matches nothing; the language model has {', '.join(known)}.")
     wrapped = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names))
     trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     kinds = sorted({n.rsplit(".", 1)[-1] for n in names})

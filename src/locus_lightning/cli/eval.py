@@ -22,6 +22,7 @@ from locus_lightning.evaluation.html import page
 from locus_lightning.evaluation.lmms_eval import run_task
 from locus_lightning.evaluation.paper import ROWS, Row
 from locus_lightning.evaluation.runner import ANSWERS, Settings, difference, evaluate, folder_name, limited
+from locus_lightning.files import lines_of
 from locus_lightning.rollout.hf import HFRollout
 
 
@@ -111,7 +112,7 @@ def ask(
         folder = out / folder_name(name)
         backbone = open_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
         results.append(evaluate(backbone, name, kind(data), folder, settings, HFRollout()))
-        lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()[1:]]
+        lines = [json.loads(line) for line in list(lines_of(folder / ANSWERS))[1:]]
         answers.append({str(row["id"]): row for row in lines})
         del backbone
     return results, answers

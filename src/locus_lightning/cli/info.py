@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def plugins_command(arguments: Sequence[str]) -> int:
         print(json.dumps(rows, indent=2))
     else:
         _print_rows(rows, options.check)
-    return int(any(row.get("check", "ok") != "ok" for row in rows))
+    return int(options.check and any(row["check"] != "ok" for row in rows))
 
 
 def _row(plugin: plugins.Plugin, check: bool) -> dict[str, str]:
@@ -36,7 +37,11 @@ def _row(plugin: plugins.Plugin, check: bool) -> dict[str, str]:
         "distribution": plugin.distribution,
         "version": plugin.version,
     }
-    if check:
+    if plugins.shadowed(plugin):
+        row["check"] = (
+            f"{plugin.distribution} claims the name {plugin.name!r} of a built-in, which is taken instead; rename the entry point."
+        )
+    elif check:
         try:
             plugins.load(plugin.kind, plugin.name)
             row["check"] = "ok"
@@ -76,7 +81,13 @@ def backbones_command(arguments: Sequence[str]) -> int:
     if options.checkpoint:
         print(speaker_of(options.checkpoint)[0].__name__)
         return 0
-    rows = [_family(plugin) for plugin in plugins.available("backbones") if plugin.name != "AutoBackbone"]
+    rows, broken = [], []
+    for plugin in plugins.available("backbones"):
+        try:
+            rows += [] if plugin.name == "AutoBackbone" else [_family(plugin)]
+        except PluginError as error:
+            broken.append(str(error))
+    print(*(f"left out: {error}" for error in broken), sep="\n", end="\n" if broken else "", file=sys.stderr)
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -14,6 +14,7 @@ from PIL import Image
 from locus_lightning.cue_samplers.base import crop_cue
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.errors import DataError
+from locus_lightning.files import lines_of
 from locus_lightning.types import Cue, CueWindow, SceneObject, Size, SizeBin
 
 MOST_WORDS = 25
@@ -70,7 +71,7 @@ def read_expressions(path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = list(lines_of(path))
     except OSError as cause:
         raise DataError(f"the expressions {path} cannot be read ({cause.strerror}).") from cause
     for number, line in enumerate(lines, 1):

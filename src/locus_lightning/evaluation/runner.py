@@ -18,6 +18,7 @@ from rich.progress import track
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Benchmark, Item, Scored
+from locus_lightning.files import lines_of
 from locus_lightning.rollout.base import RolloutEngine, ask
 
 ANSWERS, RESULT = "answers.jsonl", "result.json"
@@ -164,7 +165,7 @@ def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, 
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
+    for line in lines_of(path):
         try:
             yield json.loads(line)
         except ValueError:

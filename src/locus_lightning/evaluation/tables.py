@@ -11,6 +11,7 @@ from typing import Any
 
 from locus_lightning.errors import DataError
 from locus_lightning.evaluation.base import Benchmark
+from locus_lightning.files import lines_of
 
 csv.field_size_limit(2**30)
 
@@ -44,7 +45,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(newline="") as file:
             yield from csv.DictReader(file, delimiter="\t")
     elif path.suffix == ".jsonl":
-        for line in path.read_text().splitlines():
+        for line in lines_of(path):
             if line.strip():
                 yield json.loads(line)
     else:

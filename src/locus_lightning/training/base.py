@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -101,12 +101,21 @@ class TaskModule(L.LightningModule):
         if stage == "fit":
             _, accumulate, _ = self.stated_geometry()
             self.use_accumulation(accumulate)
+        if stage == "fit":
+            self._refuse_float16()
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
             log.warning(
                 "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
                 "or a strategy that keeps float32 copies (deepspeed)."
             )
+
+    def _refuse_float16(self) -> None:
+        """float16 has no room for gradients without scaling, and scaling needs float32 weights."""
+        full = not self.backbone.adapter_rank and self.backbone.dtype == torch.float16
+        if full or self.trainer.precision == "16-true":
+            what = "backbone.dtype is float16 with all weights trained" if full else "trainer.precision is 16-true"
+            raise ConfigError(f"{what}: the first step would give NaN; use bfloat16, or float32 with precision 16-mixed.")
 
     def stated_geometry(self) -> tuple[L.Trainer, int, Any]:
         """This trainer's accumulation and validation interval as the user stated them, remembered from the first look."""
@@ -238,9 +247,28 @@ class TaskModule(L.LightningModule):
             raise CheckpointError(
                 "the checkpoint was saved inside an optimiser step, whose gradients are lost; continue from checkpoints/last.ckpt of the run."
             )
+        self._check_weights(checkpoint["state_dict"])
         self.before = dict(own["before"])
         self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
         self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
+
+    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse a checkpoint of another model: its weights would be left out silently, and the base model's figures reported as its own."""
+        own = {f"backbone.{name}": parameter for name, parameter in self.backbone.named_parameters()}
+        foreign = [name for name in state if name not in own and not name.startswith("backbone.reference.")]
+        shapes = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+        trained = {f"backbone.{name}" for name in self.backbone.saved_parameters() if not name.startswith("reference.")}
+        missing = sorted(trained - set(state))
+        for what, names in (
+            ("weights that this model does not have", foreign),
+            ("weights of other shapes", shapes),
+            ("no weights for", missing),
+        ):
+            if names:
+                raise CheckpointError(
+                    f"the checkpoint does not fit {self.backbone.checkpoint}: it has {what} ({len(names)}, such as {names[0]}); give a checkpoint of "
+                    "the same model and adapter settings."
+                )
 
     def on_train_start(self) -> None:
         """Processes start from the same weights and draw different rollouts."""

@@ -26,7 +26,7 @@ def test_constructing_is_free_and_errors_are_sentences(tmp_path, toy_folder):
         llava("toy:nonsense").check()
     with pytest.raises(ConfigError, match=r"backbone\.lora"):
         llava("toy:llava", quantize="nf4")
-    with pytest.raises(ConfigError, match="matches nothing.*q_proj"):
+    with pytest.raises(ConfigError, match="names 'nope', which is no linear layer; the language model has .*q_proj"):
         llava("toy:llava", lora=LoRA(targets=["nope"])).load()
 
 
@@ -115,3 +115,26 @@ def test_a_folder_cannot_name_code_to_run(tmp_path, toy_folder):
     (tmp_path / "locus.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not the record of a saved backbone"):
         AutoBackbone(str(tmp_path))
+
+
+def test_every_adapter_target_has_to_match(make_backbone):
+    with pytest.raises(ConfigError, match=r"names 'v_porj', which is no linear layer; .* Did you mean 'v_proj'\?"):
+        make_backbone("llava", lora=LoRA(rank=2, targets=["q_proj", "v_porj"]))
+    adapted = make_backbone("llava", lora=LoRA(rank=2, targets=["q_proj", "v_proj"])).adapted_layers()
+    assert set(adapted) == {"q_proj", "v_proj"}
+
+
+def test_one_broken_package_does_not_stop_the_others(monkeypatch, toy_folder, caplog, capsys):
+    from locus_lightning import plugins
+    from locus_lightning.backbones import auto
+    from locus_lightning.cli.info import backbones_command
+
+    broken = plugins.Plugin("backbones", "BrokenBackbone", "no_such_module:BrokenBackbone", "pack-a", "1.0")
+    original = plugins.available
+    monkeypatch.setattr(plugins, "available", lambda kind: [*original(kind), *([broken] if kind == "backbones" else [])])
+    auto.speakers.cache_clear()
+    assert type(AutoBackbone(str(toy_folder("llava")))) is FAMILIES["llava"]
+    assert "BrokenBackbone" in caplog.text
+    assert backbones_command([]) == 0
+    assert "left out: the backbones plugin 'BrokenBackbone'" in capsys.readouterr().err
+    auto.speakers.cache_clear()

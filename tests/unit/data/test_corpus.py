@@ -61,6 +61,7 @@ def test_counts_and_what_is_left_out(photos, tmp_path):
     assert sample.image.size == (320, 240)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [False, True])
 def test_the_same_for_any_number_of_workers_and_interruptions(photos, tmp_path, monkeypatch, shards):
     settings = BuildSettings(**{**vars(photos), "shards": shards})

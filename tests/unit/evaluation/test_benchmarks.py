@@ -272,3 +272,25 @@ def test_the_page_shows_what_was_won_and_lost(tmp_path, make_backbone):
     assert "<b>B" not in made
     assert made.count("data:image/jpeg;base64") == 4
     assert "Rows left out: 1" in made
+
+
+@pytest.mark.parametrize(
+    ("label", "letter"), [("B", "B"), ("b", "B"), ("(B)", "B"), ("B.", "B"), ("Blue", "B"), (" red ", "A"), ("C", None), ("green", None)]
+)
+def test_labels_of_vstar_in_every_form(tmp_path, label, letter):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    row = {"image": "x.png", "text": "Which?\n(A) red\n(B) blue", "category": "k", "question_id": 0, "label": label}
+    (tmp_path / "test_questions.jsonl").write_text(json.dumps(row))
+    benchmark = VStar(tmp_path)
+    items = benchmark.load()
+    assert [item.label for item in items] == ([letter] if letter else [])
+    assert len(benchmark.malformed) == (0 if letter else 1)
+
+
+def test_a_record_may_hold_any_character(tmp_path):
+    """U+2028 and U+0085 end no line, and a byte order mark is no part of the first."""
+    from locus_lightning.files import lines_of
+
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('\ufeff{"a": "one\u2028two\u0085three"}\r\n{"a": 2}\n'.encode())
+    assert [json.loads(line) for line in lines_of(path)] == [{"a": "one\u2028two\u0085three"}, {"a": 2}]

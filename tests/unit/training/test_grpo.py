@@ -372,3 +372,13 @@ def test_adapters_on_a_moving_tower_have_no_reference():
 def test_sixteen_bit_full_training_warns(caplog):
     trainer().fit(module(backbone=FAMILIES["llava"]("toy:llava", dtype="bfloat16")), datamodule=data())
     assert "small steps round away" in caplog.text
+
+
+@pytest.mark.parametrize(("settings", "precision"), [({"dtype": "float16"}, "32-true"), ({}, "16-true")])
+def test_float16_that_would_give_nan_is_refused(settings, precision):
+    model = module(backbone=FAMILIES["llava"]("toy:llava", **settings))
+    run = trainer()
+    run.strategy.precision_plugin.precision = precision
+    with pytest.raises(ConfigError, match="the first step would give NaN"):
+        run.fit(model, datamodule=data())
+    assert not model.backbone.loaded

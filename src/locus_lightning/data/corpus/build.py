@@ -28,9 +28,10 @@ from locus_lightning.data.coco.annotations import CocoImage
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.coco.index import CueEntry, in_mix, open_file, windows_of
 from locus_lightning.data.corpus import corpus
-from locus_lightning.data.corpus.files import disk_full_is_a_sentence, in_parallel, whole, write
+from locus_lightning.data.corpus.files import disk_full_is_a_sentence, in_parallel, write
 from locus_lightning.data.source import SPLITS, Split
 from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.files import whole
 from locus_lightning.types import SizeBin
 
 _IMAGES_A_PART = 4000

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from locus_lightning.errors import DataError
+from locus_lightning.files import whole
 
 
 def in_parallel(work: Callable[[Any], Path], jobs: Sequence[Any], workers: int, title: str) -> Iterator[Path]:
@@ -31,15 +32,6 @@ def write(table: pa.Table, path: Path) -> None:
     """Write a table, whole or not at all."""
     with whole(path) as beside:
         pq.write_table(table, beside)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; what is there in the end becomes ``path``, so that a file is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.writing")
-    yield beside
-    os.replace(beside, path)
 
 
 @contextmanager

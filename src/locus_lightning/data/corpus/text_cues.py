@@ -17,6 +17,7 @@ from locus_lightning.cue_samplers.text_cue import MOST_WORDS
 from locus_lightning.data.coco.index import CueSet, data_url
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import DataError
+from locus_lightning.files import lines_of
 from locus_lightning.types import CueSample
 
 _REQUEST = (
@@ -78,7 +79,7 @@ def read_answers(sets: Sequence[CueDataset], answers: Path, out: Path) -> Read:
     kept: dict[str, str] = {}
     refused: Counter[str] = Counter()
     try:
-        lines = answers.read_text().splitlines()
+        lines = list(lines_of(answers))
     except OSError as cause:
         raise DataError(f"the answers {answers} cannot be read ({cause.strerror}).") from cause
     for line in lines:

@@ -10,6 +10,7 @@ from typing import Any
 
 from locus_lightning.errors import DataError
 from locus_lightning.evaluation.base import Item, Scored, YesNo, text_of
+from locus_lightning.files import lines_of
 
 
 class POPE(YesNo):
@@ -38,7 +39,7 @@ class POPE(YesNo):
         if not files:
             raise DataError(f"{self.folder} holds no question file of POPE; it is {self.where}.")
         for path in files:
-            for number, line in enumerate(path.read_text().splitlines(), 1):
+            for number, line in enumerate(lines_of(path), 1):
                 if line.strip():
                     try:
                         yield f"{path.name}, line {number}", json.loads(line)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from locus_lightning.errors import DataError
 from locus_lightning.evaluation.base import Choice, Item
+from locus_lightning.files import lines_of
 
 QUESTIONS = "test_questions.jsonl"
 
@@ -48,7 +50,7 @@ def read_vstar(folder: Path, malformed: list[str] | None = None) -> list[Item]:
             "`locus smallstar FOLDER`)."
         )
     items = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
         try:
@@ -69,7 +71,23 @@ def _item(folder: Path, row: dict[str, Any]) -> Item:
     facts: dict[str, Any] = json.loads(beside.read_text()) if beside.is_file() else {}
     boxes = tuple((float(x), float(y), float(x + w), float(y + h)) for x, y, w, h in facts.get("bbox", []))
     named = {"targets": json.dumps([str(name) for name in facts.get("target_object", [])])}
-    return Item(str(row["question_id"]), str(row["category"]), image, text, label, options_of(text), boxes, named)
+    options = options_of(text)
+    return Item(str(row["question_id"]), str(row["category"]), image, text, _letter(label, options), options, boxes, named)
+
+
+def _letter(label: str, options: Mapping[str, str]) -> str:
+    """A label as the letter of an option: ``B``, ``b``, ``(B)``, ``B.``, or the option's own words.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    bare = re.fullmatch(r"\(?([A-Ha-h])[).:]?", label)
+    if bare and (not options or bare[1].upper() in options):
+        return bare[1].upper()
+    same = [letter for letter, words in options.items() if words.casefold().strip(" .") == label.casefold().strip(" .")]
+    if len(same) != 1:
+        raise ValueError(f"the label {label!r} is no option of {', '.join(options) or 'none'}")
+    return same[0]
 
 
 def options_of(text: str) -> dict[str, str]:
