@@ -11,8 +11,9 @@ import lightning as L
 from locus_lightning.analysis.attention_maps import attention_map
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError
-from locus_lightning.evaluation.base import Item, extract_letter
+from locus_lightning.evaluation.base import Item
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
+from locus_lightning.evaluation.extract import extract_letter
 from locus_lightning.rollout.base import ask
 from locus_lightning.training.base import TaskModule
 

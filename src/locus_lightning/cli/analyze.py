@@ -21,8 +21,9 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.open import open_model
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import FIND, Item, extract_letter, find
+from locus_lightning.evaluation.base import FIND, Item, find
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
+from locus_lightning.evaluation.extract import extract_letter
 from locus_lightning.evaluation.runner import paired_bootstrap
 from locus_lightning.rollout.base import RolloutEngine, ask
 from locus_lightning.rollout.hf import HFRollout

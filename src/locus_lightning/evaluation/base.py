@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.evaluation.extract import extract_letter, extract_yes_no
 from locus_lightning.tasks.base import Task
-from locus_lightning.tasks.parsing import extract_answer
 from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Box, CueSample, Question
 
@@ -124,39 +123,6 @@ class YesNo(Benchmark):
         """See :meth:`Benchmark.read`."""
         said = extract_yes_no(text)
         return said, float(said == item.label)
-
-
-def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer names, or None where it names none or several.
-
-    Read from the answer block where there is one. In order: the answer is a letter; it begins with a lettered option; it says
-    "answer is X"; it is an option's words, or holds the words of one option alone.
-    """
-    said = extract_answer(text)
-    letters = "".join(options) or "ABCDEFGH"
-    for pattern in (
-        rf"[(\[]?([{letters}])[)\].:]?",
-        rf"[(\[]?([{letters}])[)\].:]\s.*",
-        rf".*\b(?:answer|option|choice)\b(?: is|:)?\s*:?\s*\**[(\[]?([{letters}])\b[)\]]?.*",
-    ):
-        match = re.fullmatch(pattern, said, re.DOTALL | re.IGNORECASE)
-        if match:
-            return match[1].upper()
-    plain = said.casefold().rstrip(".")
-    same = [letter for letter, option in options.items() if option.casefold().rstrip(".") == plain]
-    held = [letter for letter, option in options.items() if re.search(rf"\b{re.escape(option.casefold())}\b", plain)]
-    chosen = same or held
-    return chosen[0] if len(chosen) == 1 else None
-
-
-def extract_yes_no(text: str) -> str | None:
-    """yes or no, or None where an answer says neither or both. Its first word counts before the rest."""
-    said = extract_answer(text).casefold()
-    first = re.match(r"\W*(yes|no)\b", said)
-    if first:
-        return first[1]
-    found = set(re.findall(r"\b(yes|no)\b", said))
-    return found.pop() if len(found) == 1 else None
 
 
 def lettered(question: str, options: Mapping[str, str]) -> str:

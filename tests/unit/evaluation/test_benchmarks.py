@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Scored, extract_yes_no
+from locus_lightning.evaluation.base import Scored
 from locus_lightning.evaluation.benchmarks import POPE, SUITES, CVBench, HallusionBench, HRBench, RefCOCO, VStar, ZoomBench
+from locus_lightning.evaluation.extract import extract_yes_no
 from locus_lightning.evaluation.html import page
 from locus_lightning.evaluation.runner import ANSWERS, RESULT, Settings, difference, evaluate, mean_result
 from locus_lightning.rollout.hf import HFRollout

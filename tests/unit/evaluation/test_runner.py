@@ -9,8 +9,8 @@ from PIL import Image
 from locus_lightning.data.synthetic.drawing import COLOURS
 from locus_lightning.data.synthetic.smallstar import KINDS, write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import extract_letter
 from locus_lightning.evaluation.benchmarks.vstar import options_of, read_vstar
+from locus_lightning.evaluation.extract import extract_letter, official_yes_no
 from locus_lightning.evaluation.runner import fingerprint
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "the left side"}
@@ -107,3 +107,62 @@ def test_a_fingerprint_is_of_the_weights_alone_not_of_the_order_they_are_added_i
     with torch.no_grad():
         next(backbone.model.parameters()).view(-1)[0] += 0.1
     assert fingerprint(backbone) != before
+
+
+COLOURED = {"A": "a white dog", "B": "black", "C": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is a white dog.", "A"),
+        ("The correct answer is B. Option A is wrong.", "B"),
+        ("(A) a white dog\n(B) black\n(C) a cat\nAnswer: B", "B"),
+        ("A. a white dog\nB. black\nThe answer is black", "B"),
+        ("B, not a white dog.", "B"),
+        ("**B**", "B"),
+        ("$\\boxed{B}$", "B"),
+        ("\\boxed{\\text{B}}", "B"),
+        ('"B"', "B"),
+        ("I would pick B.", "B"),
+        ("B。", "B"),
+        ("（B）", "B"),
+        ("（B） black", "B"),
+        ("b", "B"),
+        ("(b)", "B"),
+        ("B: black", "B"),
+        ("B - black", "B"),
+        ("B\nbecause it is dark", "B"),
+        ("Option B", "B"),
+        ("The correct option is (b).", "B"),
+        ("I choose option B because it is dark.", "B"),
+        ("The answer is A cat", "C"),  # a capital before a word may be an article
+        ("It is not A. The answer is: B", "B"),
+        ("Answer: **B**", "B"),
+        ("a", "A"),
+        ("A cat is on the left", "C"),
+        ("it is black", "B"),
+        ("black or a cat", None),
+        ("Both A and B", None),
+        ("I see a dog", None),
+        ("<think>The answer is A</think>\nB", "B"),
+        ("</think>The answer is B", "B"),
+        ("<answer>B", "B"),
+    ],
+)
+def test_wordy_answers_are_read_or_left_unread(text, letter):
+    assert extract_letter(text, COLOURED) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("There is a dog.", "yes"),
+        ("No, there is none.", "no"),
+        ("There is not a dog. Yes.", "no"),
+        ("Yes. There is no cat.", "yes"),
+        ("", "yes"),
+    ],
+)
+def test_popes_own_rule(text, said):
+    assert official_yes_no(text) == said

@@ -10,11 +10,13 @@ from typing import Any
 
 from locus_lightning.errors import DataError
 from locus_lightning.evaluation.base import Item, Scored, YesNo, text_of
+from locus_lightning.evaluation.extract import official_yes_no
 from locus_lightning.files import lines_of
 
 
 class POPE(YesNo):
-    """POPE: is the object there? Accuracy, and F1 of yes; by file, such as adversarial, popular and random."""
+    """POPE: is the object there? Accuracy, and F1 of yes; by file, such as adversarial, popular and random. ``official_accuracy`` follows POPE's
+    own script, which reads every answer without "no" or "not" in its first sentence as yes."""
 
     name = "pope"
     where = "the POPE question files (coco_pope_adversarial.json and its like, one question a line) with COCO's val2014 pictures in images/"
@@ -60,4 +62,5 @@ class POPE(YesNo):
             right = sum(row.item.label == "yes" and row.read == "yes" for row in some)
             said, true = sum(row.read == "yes" for row in some), sum(row.item.label == "yes" for row in some)
             found[f"f1{'_' if kind else ''}{kind}"] = 2 * right / (said + true) if said + true else 0.0
-        return {**found, "yes_rate": mean(row.read == "yes" for row in rows)}
+        official = mean(float(official_yes_no(row.text) == row.item.label) for row in rows)  # an unread answer is a yes there
+        return {**found, "official_accuracy": official, "yes_rate": mean(row.read == "yes" for row in rows)}
