@@ -25,7 +25,8 @@ def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
     1. The answer is one letter, also in lower case or brackets.
     2. It begins with a letter in brackets, or a capital before ``,`` ``.`` ``:`` ``-`` ``)`` or the end of its line, unless it is a list of
        options.
-    3. The last "answer is X", "option X", "I choose X" and the like, with a capital or a letter in brackets.
+    3. The last "answer is X", "option X", "I choose X" and the like, with a capital, a letter in brackets, or a lower-case letter
+       that ends the phrase.
     4. It is the words of one option, or holds the words of one option alone. The lines of a restated option list do not count.
     """
     said = _plain(extract_answer(text))
@@ -50,9 +51,9 @@ def _stated(said: str, letters: str, either: str) -> str | None:
     """The letter of the last statement such as "the answer is B"."""
     verb = r"\b(?:answer|option|choice|pick|choose|select|go with)(?:ed|s)?\b"
     link = r"(?:\s+(?:is|was|be|would be|should be|must be|as|:))?\s*[:=]?\s*(?:option|choice|letter)?\s*"
-    letter = rf"(?:[(\[]([{either}])[)\]]|([{letters}])(?![\w'-])(?!\s+(?!because\b|since\b|as\b|due\b)[a-z]))"
-    found = re.findall(rf"(?i:{verb}{link}){letter}", said)
-    return (found[-1][0] or found[-1][1]).upper() if found else None
+    letter = rf"(?:[(\[]([{either}])[)\]]|([{letters}])(?![\w'-])(?!\s+(?!because\b|since\b|as\b|due\b)[a-z])|([{letters.lower()}])(?=\s*(?:[.,;!]|$)))"
+    found = re.findall(rf"(?i:{verb}{link}){letter}", said, re.MULTILINE)
+    return "".join(found[-1]).upper() if found else None
 
 
 def _by_words(said: str, options: Mapping[str, str]) -> str | None:

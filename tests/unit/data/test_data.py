@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections import Counter
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from locus_lightning.boxes import iou
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
+from locus_lightning.data.coco.annotations import read_coco
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.sampler import PacedLoader, ResumableSampler
@@ -47,6 +49,11 @@ def coco(tmp_path):
 
 def rewrite(path, content):
     path.write_text(json.dumps(content))
+
+
+def corners(bbox):
+    x, y, w, h = bbox
+    return [x, y, x + w, y + h]
 
 
 def test_windows_counts_and_what_is_left_out(coco):
@@ -123,14 +130,14 @@ def test_nothing_to_open_is_an_error(coco):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda c: c["annotations"][7].update(bbox=[300, 10, 40, 20]),
-            r"annotation 12 has bbox \[300, 10, 40, 20\] in an image of 320x240",
-        ),
-        (lambda c: c["annotations"][7].update(bbox=[30, 10, 0, 20]), "annotation 12"),
         (lambda c: c.pop("images"), "COCO's detection format"),
-        (lambda c: c["annotations"][3].pop("bbox"), "bbox"),
         (lambda c: c["annotations"][3].update(bbox="wide"), "COCO's detection format"),
+        (lambda c: c["images"][3].update(id=2), r"image id 2 stands for .*0002.jpg .* and for .*0003.jpg"),
+        (lambda c: c["images"].append({**c["images"][3], "width": 300}), r"0003.jpg \(320x240 px\) and for .*0003.jpg \(300x240 px\)"),
+        (lambda c: c["images"][3].pop("file_name"), "image 3 has neither file_name nor coco_url"),
+        (lambda c: c["images"][3].update(id=2**63), "does not fit into 64 bits"),
+        (lambda c: [a.update(bbox=[v / 320 for v in a["bbox"]]) for a in c["annotations"]], "shares of the image"),
+        (lambda c: [a.update(bbox=corners(a["bbox"])) for a in c["annotations"]], r"12 of 48 boxes .* as x1, y1, x2, y2"),
     ],
 )
 def test_a_malformed_file_is_named_before_anything_is_loaded(coco, change, message):
@@ -149,15 +156,136 @@ def test_a_mix_that_wants_what_is_not_there_says_what_is(coco):
         source.dataset("train", 0)
 
 
-def test_bad_boxes_can_be_skipped_and_orphans_are_counted(coco):
+@pytest.mark.parametrize(
+    "box", [[300, 10, 40, 20], [30, 10, 0, 20], [], None, [1, 2, 3], [None, 1, 20, 20], [float("nan"), 1, 20, 20], "missing"]
+)
+def test_bad_boxes_are_counted_or_refuse_the_file(coco, box):
     path, folder, content = coco
-    content["annotations"][7]["bbox"] = [300, 10, 40, 20]
+    content["annotations"][7]["bbox"] = box
+    if box == "missing":
+        del content["annotations"][7]["bbox"]
     content["annotations"].append({"id": 999, "image_id": 4711, "bbox": [1, 1, 20, 20], "category_id": 1})
     rewrite(path, content)
-    source = CocoCues(str(path), str(folder), bad_boxes="skip")
+    source = CocoCues(str(path), str(folder), cue_sampler=ANY)
     source.check()
     assert source.left_out["bad boxes"] == 1
     assert source.left_out["annotations without an image"] == 1
+    with pytest.raises(DataError, match=r"annotation 12 has bbox .* in an image of 320x240 px"):
+        CocoCues(str(path), str(folder), bad_boxes="refuse").check()
+
+
+def read(path, folder):
+    """What a file holds: by file name, the id and size of the image and its boxes with labels; and the annotation ids."""
+    left_out = Counter()
+    images = read_coco(path, folder, "skip", left_out)
+    return (
+        {Path(i.path).name: (i.id, i.size, [(o.box, o.label) for o in i.objects]) for i in images},
+        [o.id for i in images for o in i.objects],
+        left_out,
+    )
+
+
+def everywhere(content, part, **change):
+    for row in content[part]:
+        row.update(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: [a.update(iscrowd=bool(a["iscrowd"])) for a in c["annotations"]],
+        lambda c: [a.update(iscrowd=a["iscrowd"] or None) for a in c["annotations"]],
+        lambda c: [a.update(category_id="1") for a in c["annotations"]],
+        lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]],
+        lambda c: [a.update(image_id=float(a["image_id"])) for a in c["annotations"]],
+        lambda c: [i.update(width=320.0, height="240") for i in c["images"]],
+        lambda c: everywhere(c, "images", width=None, height=None),
+        lambda c: everywhere(c, "images", width=0, height=0),
+        lambda c: [i.update(coco_url="http://somewhere/train/" + i.pop("file_name")) for i in c["images"]],
+        lambda c: [i.update(file_name="./" + i["file_name"]) for i in c["images"]],
+        lambda c: [i.update(file_name="none//../" + i["file_name"]) for i in c["images"]],
+        lambda c: [i.update(file_name=".\\" + i["file_name"]) for i in c["images"]],
+        lambda c: [i.update(file_name="%30" + i["file_name"][1:]) for i in c["images"]],
+    ],
+)
+def test_other_spellings_of_the_same_file_are_read_alike(coco, change):
+    path, folder, content = coco
+    expected = read(path, folder)
+    change(content)
+    rewrite(path, content)
+    assert read(path, folder) == expected
+    assert len(expected[0]) == 12
+
+
+def test_a_byte_order_mark_and_gzip_are_read(coco):
+    path, folder, content = coco
+    expected = read(path, folder)
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    assert read(path, folder) == expected
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(path, folder) == expected
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="is not JSON"):
+        read(path, folder)
+
+
+@pytest.mark.parametrize("change", [{"id": 0}, {"id": None}, {"id": "x"}, {"id": 2**70}])
+def test_annotation_ids_that_are_no_keys_become_running_numbers(coco, change):
+    path, folder, content = coco
+    images, _, _ = read(path, folder)
+    everywhere(content, "annotations", **change)
+    rewrite(path, content)
+    found, ids, _ = read(path, folder)
+    assert found == images
+    assert len(set(ids)) == len(ids) == 48
+
+
+def test_negative_and_worded_image_ids(coco):
+    path, folder, content = coco
+    for row in content["images"]:
+        row["id"] = -1 - row["id"] if row["id"] < 6 else f"photo {row['id']}"
+    for row in content["annotations"]:
+        row["image_id"] = -1 - row["image_id"] if row["image_id"] < 6 else f"photo {row['image_id']}"
+    rewrite(path, content)
+    source = CocoCues(str(path), str(folder), cue_sampler=ANY)
+    train, val = source.dataset("train", 0), source.dataset("val", 0)
+    assert len({e.path for e in (*train.entries, *val.entries)}) == 12
+    assert len({e.id for e in train.entries}) == len(train.entries)
+
+
+@pytest.mark.parametrize("id_of", [lambda i: i, lambda i: i + 100], ids=["same id", "another id"])
+def test_images_listed_twice_are_in_one_split(coco, id_of):
+    path, folder, content = coco
+    content["images"] += [{**row, "id": id_of(row["id"]), "file_name": "./" + row["file_name"]} for row in content["images"]]
+    content["annotations"] += [{**row, "id": row["id"] + 1000, "image_id": id_of(row["image_id"])} for row in content["annotations"]]
+    rewrite(path, content)
+    source = CocoCues(str(path), str(folder), val_fraction=0.25, cue_sampler=ANY)
+    paths = {split: {e.path for e in source.dataset(split, 0).entries} for split in ("train", "val")}
+    assert not paths["train"] & paths["val"]
+    assert [len(paths[split]) for split in ("train", "val")] == [9, 3]
+    assert source.left_out["images listed twice"] == 12
+
+
+def test_pictures_of_the_validation_file_are_not_trained_on(coco):
+    path, folder, content = coco
+    other = path.with_name("val.json")
+    rewrite(other, {**content, "images": [{**i, "id": i["id"] + 50} for i in content["images"][:3]],
+                    "annotations": [{**a, "image_id": a["image_id"] + 50} for a in content["annotations"] if a["image_id"] < 3]})  # fmt: skip
+    source = CocoCues(str(path), str(folder), str(other), cue_sampler=ANY)
+    paths = {split: {e.path for e in source.dataset(split, 0).entries} for split in ("train", "val")}
+    assert not paths["train"] & paths["val"]
+    assert [len(paths[split]) for split in ("train", "val")] == [9, 3]
+    assert source.left_out["training images that are also in validation"] == 3
+    with pytest.raises(DataError, match=r"every image of .*instances.json is also in"):
+        CocoCues(str(path), str(folder), str(path)).check()
+
+
+def test_a_split_without_cues_says_what_was_left_out(coco):
+    path, folder, content = coco
+    content["annotations"][7]["bbox"] = None
+    rewrite(path, content)
+    with pytest.raises(DataError, match="left out: 1 bad boxes, 12 crowds"):
+        CocoCues(str(path), str(folder), cue_sampler=ObjectCues({"tiny": 0.5, "large": 0.5})).dataset("train", 0)
 
 
 def test_missing_files_and_broken_json_are_sentences(coco, tmp_path):
@@ -182,12 +310,6 @@ def test_excluded_images_are_left_out(coco, tmp_path):
     ids = {e.image_id for split in ("train", "val") for e in source.dataset(split, 0).entries}
     assert ids <= set(range(3, 12))
     assert source.left_out["excluded images"] == 3
-
-
-def test_a_validation_file_of_its_own_is_used(coco):
-    path, folder, _ = coco
-    source = CocoCues(str(path), str(folder), str(path), str(folder), val_size=5, cue_sampler=ANY)
-    assert len(source.dataset("val", 0)) in (4, 5, 6)
 
 
 def test_a_cue_that_stands_twice_or_shows_nothing_can_be_left_out(coco):

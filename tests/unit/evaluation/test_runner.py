@@ -136,6 +136,8 @@ COLOURED = {"A": "a white dog", "B": "black", "C": "a cat"}
         ("Option B", "B"),
         ("The correct option is (b).", "B"),
         ("I choose option B because it is dark.", "B"),
+        ("the answer is b", "B"),
+        ("I would pick option b.", "B"),
         ("The answer is A cat", "C"),  # a capital before a word may be an article
         ("It is not A. The answer is: B", "B"),
         ("Answer: **B**", "B"),

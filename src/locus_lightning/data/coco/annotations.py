@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import math
 import mmap
+import os
+import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 import msgspec
+from PIL import Image
 
 from locus_lightning.errors import DataError
 from locus_lightning.types import Box, SceneObject, Size
 
 _TOLERANCE = 1.0
 """Pixels that an annotated box may reach beyond its image; COCO's own files do by rounding."""
+
+_LARGEST_ID = 2**63 - 1
+"""Ids are stored as 64-bit integers in a corpus."""
+
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,80 +40,261 @@ class CocoImage:
     objects: tuple[SceneObject, ...]
 
 
+_Number = int | float | str | None
+
+
 class _Image(msgspec.Struct):
-    id: int
-    file_name: str
-    width: int
-    height: int
+    id: int | float | str
+    file_name: str | None = None
+    coco_url: str | None = None
+    width: _Number = None
+    height: _Number = None
 
 
 class _Annotation(msgspec.Struct):
-    id: int
-    image_id: int
-    bbox: tuple[float, float, float, float]
-    category_id: int = -1
-    iscrowd: int = 0
+    image_id: int | float | str
+    id: _Number = None
+    bbox: list[float | None] | None = None
+    category_id: _Number = None
+    iscrowd: bool | int | float | None = None
 
 
 class _Category(msgspec.Struct):
-    id: int
+    id: _Number
     name: str
 
 
 class _File(msgspec.Struct):
     images: list[_Image]
     annotations: list[_Annotation]
-    categories: list[_Category] = []
+    categories: list[_Category] | None = None
 
 
 def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], left_out: Counter[str]) -> list[CocoImage]:
-    """Images with their objects from a COCO-format file; ``left_out`` counts what is not kept.
+    """Images with their objects from a COCO-format file, plain or gzipped; ``left_out`` counts what is not kept.
+
+    An image that is listed twice is merged. An annotation without an id of its own gets a running number. Where a size is not given, the picture's
+    own is taken. All of this is our choice; COCO's own files need none of it.
 
     Raises:
-        DataError: no file, no JSON, not COCO's layout, or a bad box under ``refuse``.
+        DataError: no file, no JSON, not COCO's layout, one id for two different images, boxes in another form than COCO's, or a bad box under
+            ``refuse``.
     """
     if not path.is_file():
         raise DataError(f"the annotation file {path} does not exist; set data.source annotations to a COCO-format JSON.")
     if not folder.is_dir():
         raise DataError(f"the image folder {folder} does not exist; set data.source images to the folder of {path.name}'s file names.")
     content = _decode(path)
-    names = {c.id: c.name for c in content.categories}
-    sizes = {i.id: (i.width, i.height) for i in content.images}
+    names = {str(_whole(c.id)): c.name for c in content.categories or []}
+    images, same = _images(content.images, path, folder, left_out)
+    _refuse_other_forms(content.annotations, images, same, path)
+    number = _running_number(content.annotations)
     objects: dict[int, list[SceneObject]] = defaultdict(list)
     for annotation in content.annotations:
+        image = _image_of(annotation, images, same)
+        object_id = number(annotation)
         if annotation.iscrowd:
             left_out["crowds"] += 1
-        elif annotation.image_id not in sizes:
+        elif image is None:
             left_out["annotations without an image"] += 1
-        elif (box := _box(annotation, sizes[annotation.image_id], path, bad_boxes)) is None:
+        elif (box := _box(annotation, object_id, image.size, path, bad_boxes)) is None:
             left_out["bad boxes"] += 1
         else:
-            objects[annotation.image_id].append(SceneObject(box, names.get(annotation.category_id, ""), annotation.id))
-    above = str(folder / "x")[:-1]
-    return [CocoImage(i.id, above + i.file_name, sizes[i.id], tuple(objects[i.id])) for i in content.images if i.id in objects]
+            objects[image.id].append(SceneObject(box, names.get(str(_whole(annotation.category_id)), ""), object_id))
+    return [CocoImage(i.id, i.path, i.size, tuple(objects[i.id])) for i in images.values() if i.id in objects]
+
+
+def counted(left_out: Counter[str]) -> str:
+    """What was left out, in words."""
+    return ", ".join(f"{number:,} {name}" for name, number in sorted(left_out.items()) if number) or "nothing"
+
+
+# ---- images --------------------------------------------------------------------------------------------------------------
+
+
+def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[str]) -> tuple[dict[int, CocoImage], dict[int | str, int]]:
+    """Images by number, and the number of each id of the file. Rows of one picture share a number."""
+    find = _finder(folder)
+    found: dict[int, CocoImage] = {}
+    number_of: dict[int | str, int] = {}
+    by_path: dict[str, int] = {}
+    spare = _above(_whole(row.id) for row in rows)
+    for row in rows:
+        name = row.file_name or (row.coco_url or "").rsplit("/", 1)[-1]
+        if not name:
+            raise DataError(f"{path}: image {row.id} has neither file_name nor coco_url; give each image the name of its file.")
+        key, picture = _whole(row.id), find(name)
+        known = number_of.get(key, by_path.get(picture))
+        before = None if known is None else found[known]
+        size = _size_of(row, picture)
+        if before is None:
+            number = key if isinstance(key, int) else next(spare)
+            if abs(number) > _LARGEST_ID:
+                raise DataError(f"{path}: the image id {row.id} does not fit into 64 bits; give smaller ids.")
+            found[number] = CocoImage(number, picture, size, ())
+        elif (before.path, before.size) == (picture, size):
+            number = before.id
+            left_out["images listed twice"] += 1
+        else:
+            raise DataError(
+                f"{path}: image id {row.id} stands for {before.path} ({before.size[0]}x{before.size[1]} px) and for {picture} "
+                f"({size[0]}x{size[1]} px); give each image one id and one size."
+            )
+        number_of[key] = by_path[picture] = number
+    return found, number_of
+
+
+def _image_of(annotation: _Annotation, images: dict[int, CocoImage], number_of: dict[int | str, int]) -> CocoImage | None:
+    number = number_of.get(_whole(annotation.image_id))
+    return None if number is None else images[number]
+
+
+def _finder(folder: Path) -> Callable[[str], str]:
+    """From a file name as annotated to a path, in the spelling under which the file is on disk."""
+    present = set(os.listdir(folder))
+
+    def find(name: str) -> str:
+        plain = os.path.join(folder, os.path.normpath(name))
+        if name in present or os.path.isfile(plain):
+            return plain
+        slashes = os.path.normpath(name.replace("\\", "/"))
+        for other in (slashes, unquote(slashes), unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
+            if os.path.isfile(os.path.join(folder, other)):
+                return os.path.join(folder, other)
+        return plain
+
+    return find
+
+
+def _size_of(row: _Image, picture: str) -> Size:
+    """The annotated size; where it is not given, the size in the picture's header, or 0 x 0 if that cannot be read."""
+    width, height = _whole(row.width), _whole(row.height)
+    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+        return width, height
+    try:
+        with Image.open(picture) as opened:
+            return opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0, 0
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def _whole(value: _Number) -> int | str:
+    """The number that is meant: 640 for ``640.0`` and ``"640"``; other values as text."""
+    if isinstance(value, int):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else int(value) if value is not None and value == int(value) else str(value)
+    except (ValueError, OverflowError):
+        return str(value)
+
+
+def _above(taken: Iterator[int | str]) -> Iterator[int]:
+    """Numbers above all that are taken."""
+    last = max((number for number in taken if isinstance(number, int) and number < _LARGEST_ID // 2), default=0)
+    while True:
+        last += 1
+        yield last
+
+
+def _running_number(annotations: Sequence[_Annotation]) -> Callable[[_Annotation], int]:
+    """The number of an annotation: its own id the first time, else one above all ids of the file."""
+    spare = _above(_whole(annotation.id) for annotation in annotations)
+    used: set[int] = set()
+
+    def number(annotation: _Annotation) -> int:
+        own = _whole(annotation.id)
+        if not isinstance(own, int) or own in used or abs(own) > _LARGEST_ID:
+            return next(spare)
+        used.add(own)
+        return own
+
+    return number
+
+
+# ---- boxes ---------------------------------------------------------------------------------------------------------------
+
+
+def _corners(bbox: list[float | None] | None) -> Box | None:
+    """The four numbers of a box, or None where there are not four finite ones."""
+    if bbox is None or len(bbox) != 4:
+        return None
+    a, b, c, d = (math.nan if value is None else value for value in bbox)
+    return (a, b, c, d) if all(map(math.isfinite, (a, b, c, d))) else None
+
+
+def _inside(box: Box, size: Size) -> bool:
+    x1, y1, x2, y2 = box
+    return min(x1, y1) >= -_TOLERANCE and x2 <= size[0] + _TOLERANCE and y2 <= size[1] + _TOLERANCE and x2 > x1 and y2 > y1
+
+
+def _box(annotation: _Annotation, object_id: int, size: Size, path: Path, bad_boxes: str) -> Box | None:
+    """The box as corners, or None where it is bad and bad ones are skipped."""
+    if (found := _corners(annotation.bbox)) is not None:
+        x, y, w, h = found
+        box = (x, y, x + w, y + h)
+        if w > 0 and h > 0 and _inside(box, size):
+            return box
+    if bad_boxes == "refuse":
+        shown = [int(v) if v is not None and v == v and v == int(v) else v for v in annotation.bbox or []]
+        raise DataError(
+            f"{path}: annotation {object_id} has bbox {shown} in an image of {size[0]}x{size[1]} px; "
+            "correct it, or set data.source bad_boxes to skip."
+        )
+    return None
+
+
+def _refuse_other_forms(annotations: Sequence[_Annotation], images: dict[int, CocoImage], same: dict[int | str, int], path: Path) -> None:
+    """Corners and shares of the image are not COCO's form, and would pass for small boxes until few or none are left.
+
+    Raises:
+        DataError: every box is valid as two corners and some are not valid as corner and size, or no number of any box is above 1.
+    """
+    as_sizes = as_corners = as_shares = total = 0
+    for annotation in annotations:
+        box, image = _corners(annotation.bbox), _image_of(annotation, images, same)
+        if box is None or image is None or annotation.iscrowd:
+            continue
+        x, y, w, h = box
+        total += 1
+        as_sizes += w > 0 and h > 0 and _inside((x, y, x + w, y + h), image.size)
+        as_corners += _inside(box, image.size)
+        as_shares += max(box) <= 1
+    if total and as_shares == total:
+        raise DataError(
+            f"{path}: no number of any bbox is above 1, so they look like shares of the image; COCO's are x, y, width, height in pixels."
+        )
+    if as_sizes < total == as_corners:
+        raise DataError(
+            f"{path}: {total - as_sizes} of {total} boxes are not valid as x, y, width, height and all are as x1, y1, x2, y2; "
+            "convert each bbox to COCO's x, y, width, height."
+        )
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------------
 
 
 def _decode(path: Path) -> _File:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return msgspec.json.decode(content, type=_File)
+        with path.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                return _parse(gzip.decompress(path.read_bytes()))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _parse(content[:] if content[:3] == _BOM else content)
     except msgspec.ValidationError as cause:
         raise DataError(f"{path} is not in COCO's detection format: {cause}; it needs images and annotations lists.") from cause
-    except (msgspec.DecodeError, ValueError) as cause:  # an empty file cannot be mapped
+    except (msgspec.DecodeError, ValueError, EOFError, gzip.BadGzipFile, RecursionError) as cause:  # an empty file cannot be mapped
         raise DataError(f"{path} is not JSON ({cause}).") from cause
 
 
-def _box(annotation: _Annotation, size: Size, path: Path, bad_boxes: str) -> Box | None:
-    """The box as corners, or None where it is bad and bad ones are skipped."""
-    x, y, w, h = annotation.bbox
-    box: Box = (x, y, x + w, y + h)
-    inside = min(x, y) >= -_TOLERANCE and box[2] <= size[0] + _TOLERANCE and box[3] <= size[1] + _TOLERANCE
-    if inside and w > 0 and h > 0:
-        return box
-    if bad_boxes == "refuse":
-        shown = [int(v) if v == int(v) else v for v in annotation.bbox]
-        raise DataError(
-            f"{path}: annotation {annotation.id} has bbox {shown} in an image of {size[0]}x{size[1]} px; "
-            "correct it, or set data.source bad_boxes to skip."
-        )
-    return None
+def _parse(content: bytes | mmap.mmap) -> _File:
+    if isinstance(content, bytes):
+        content = content.removeprefix(_BOM)
+    try:
+        return msgspec.json.decode(content, type=_File)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:  # NaN and Infinity are not JSON, and Python writes them
+        return msgspec.convert(json.loads(content[:]), type=_File)

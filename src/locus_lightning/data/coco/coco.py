@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
-from locus_lightning.data.coco.annotations import CocoImage, read_coco
+from locus_lightning.data.coco.annotations import CocoImage, counted, read_coco
 from locus_lightning.data.coco.index import CueEntry, CueSet, in_mix, open_file, windows_of
 from locus_lightning.data.source import CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError, DataError
@@ -37,8 +38,8 @@ class CocoCues(CueSource):
         val_fraction: The share of the images that is set aside for validation when one file is split.
         per_image: The largest number of cues of one image.
         exclude: A file with one image id a line; these images are left out, such as the RefCOCO test images that lie in train2014.
-        bad_boxes: What happens to a box that reaches beyond its image by over 1 px or has no area: ``refuse`` the file, or ``skip`` it
-            and count it.
+        bad_boxes: What happens to a box that reaches beyond its image by over 1 px or has no area: ``skip`` and count it, or ``refuse``
+            the file. COCO's own files hold three such boxes.
         min_texture: The smallest standard deviation of a cue's grey levels (0-255); 0 takes any. A cue below it is replaced by the
             next.
         max_match: How well a cue may match its image elsewhere (normalised cross-correlation, such as 0.9); 1 takes any.
@@ -56,7 +57,7 @@ class CocoCues(CueSource):
         val_fraction: float = 0.02,
         per_image: int = 8,
         exclude: str | None = None,
-        bad_boxes: Literal["refuse", "skip"] = "refuse",
+        bad_boxes: Literal["refuse", "skip"] = "skip",
         min_texture: float = 0.0,
         max_match: float = 1.0,
         cue_sampler: CueSampler | None = None,
@@ -95,10 +96,28 @@ class CocoCues(CueSource):
             gone = {image.id for image in lost}
             self._images[split] = [image for image in kept if image.id not in gone]
             if not self._images[split]:
-                raise DataError(f"none of the {len(images)} images of {file} is in the folder {folder}; check data.source images.")
+                raise DataError(
+                    f"none of the {len(images)} images of {file} that have boxes is in the folder {folder}{_tried(lost)} "
+                    f"(left out: {counted(self.left_out)}); check data.source images."
+                )
+        self._keep_validation_apart()
         if self.missing:
             self.left_out["missing images"] = len(self.missing)
             log.warning("%d annotated images are not on disk and are left out, such as %s", len(self.missing), self.missing[0])
+
+    def _keep_validation_apart(self) -> None:
+        """Leave the pictures of the validation file out of training."""
+        if "val" not in self._images:
+            return
+        held_out = {os.path.realpath(image.path) for image in self._images["val"]}
+        kept = [image for image in self._images["train"] if os.path.realpath(image.path) not in held_out]
+        self.left_out["training images that are also in validation"] += len(self._images["train"]) - len(kept)
+        if not kept:
+            raise DataError(
+                f"every image of {self.files['train'][0]} is also in {self.files['val'][0]}; give validation images of its own, or leave out "
+                "data.source val_annotations to split one file by image."
+            )
+        self._images["train"] = kept
 
     def dataset(self, split: Split, seed: int) -> CueDataset:
         """See :meth:`CueSource.dataset`."""
@@ -108,7 +127,8 @@ class CocoCues(CueSource):
         if not entries:
             raise DataError(
                 f"{self.files.get(split, self.files['train'])[0]} gives no {split} cues in the mix {self.cue_sampler.mix} with sides of at "
-                f"least {self.cue_sampler.min_side} px (found: {self._found or 'none'}); change cue_sampler.mix or min_side."
+                f"least {self.cue_sampler.min_side} px (found: {self._found or 'none'}; left out: {counted(self.left_out)}); "
+                "change cue_sampler.mix or min_side."
             )
         bins = dict(Counter(e.window.size_bin for e in entries))
         self._counts[split] = {"cues": len(entries), "images": len({e.image_id for e in entries}), "bins": bins}
@@ -143,3 +163,7 @@ class CocoCues(CueSource):
             return {int(line) for line in self.exclude.read_text().split()}
         except (OSError, ValueError) as cause:
             raise DataError(f"data.source exclude {self.exclude} cannot be read as one image id a line ({cause}).") from cause
+
+
+def _tried(lost: list[CocoImage]) -> str:
+    return f"; no file is at {lost[0].path}" if lost else ""

@@ -44,7 +44,7 @@ def windows_of(
     """
     by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
     for image in images:
-        rng = np.random.default_rng([seed, image.id])
+        rng = np.random.default_rng([seed, image.id % 2**64])  # an id may be negative
         found = sampler.sample(image.size, image.objects, rng) or []
         windows = _without_duplicates(found)
         left_out["near-duplicate windows"] += len(found) - len(windows)

@@ -24,7 +24,7 @@ from locus_lightning import __version__
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
-from locus_lightning.data.coco.annotations import CocoImage
+from locus_lightning.data.coco.annotations import CocoImage, counted
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.coco.index import CueEntry, in_mix, open_file, windows_of
 from locus_lightning.data.corpus import corpus
@@ -141,7 +141,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         if not chosen[split]:
             raise DataError(
                 f"{settings.annotations} gives no {split} cues in the mix {settings.mix} with sides of at least {settings.min_side} px "
-                f"(found: {found[split] or 'none'}); change --mix, --min-side or --val-fraction."
+                f"(found: {found[split] or 'none'}; left out: {counted(left_out)}); change --mix, --min-side or --val-fraction."
             )
     if settings.verify or settings.shards:
         chosen = _only_openable(chosen, folder, workers, left_out)
