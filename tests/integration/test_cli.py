@@ -247,7 +247,8 @@ def test_a_box_outside_its_image_is_named(locus, tmp_path, coco_folder):
     content = json.loads((coco_folder / "instances.json").read_text())
     content["annotations"][4]["bbox"] = [300, 10, 40, 40]
     (tmp_path / "bad.json").write_text(json.dumps(content))
-    source = {"class_path": "CocoCues", "init_args": {"annotations": str(tmp_path / "bad.json"), "images": str(coco_folder / "images")}}
+    arguments = {"annotations": str(tmp_path / "bad.json"), "images": str(coco_folder / "images"), "bad_boxes": "refuse"}
+    source = {"class_path": "CocoCues", "init_args": arguments}
     status, _, err = locus("fit", "--config", broken(tmp_path, lambda c: c["data"].update(source=source)))
     assert status == 2
     assert "annotation 10 has bbox [300, 10, 40, 40] in an image of 320x240" in err

@@ -101,6 +101,8 @@ class CocoCues(CueSource):
                     f"(left out: {counted(self.left_out)}); check data.source images."
                 )
         self._keep_validation_apart()
+        if self.left_out["bad boxes"]:
+            log.warning("%d boxes have no area or reach beyond their image and are left out", self.left_out["bad boxes"])
         if self.missing:
             self.left_out["missing images"] = len(self.missing)
             log.warning("%d annotated images are not on disk and are left out, such as %s", len(self.missing), self.missing[0])
