@@ -214,10 +214,10 @@ class Encoding(Backbone):
     def decode(self, ids_T: Tensor) -> str:
         """See :meth:`Backbone.decode`."""
         tokenizer = self.processor.tokenizer
-        kept = {i for tag in _TAGS if (i := tokenizer.get_vocab().get(tag)) is not None} & self._special_ids()
-        if not kept:
+        special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if not any(token in _TAGS for token in special.values()):
             return str(tokenizer.decode(ids_T, skip_special_tokens=True))
-        skipped = self._special_ids() - kept
+        skipped = self._special_ids() - {i for i, token in special.items() if token in _TAGS}
         return str(tokenizer.decode([i for i in ids_T.tolist() if i not in skipped], skip_special_tokens=False))
 
     def _special_ids(self) -> set[int]:

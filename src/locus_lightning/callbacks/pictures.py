@@ -13,9 +13,6 @@ from locus_lightning.tasks.pictures import contact_sheet
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.types import RolloutGroup
 
-_TRUE = (255, 255, 255)
-_SIDE = 448
-
 
 class CuePictures(L.Callback):
     """Every so many optimiser steps, one picture of a few rollout groups as their task draws them; and the best and worst completion as text.
