@@ -1,4 +1,4 @@
-"""Files that others write and read: lines of text, and whole writes."""
+"""Files that others write and read: lines of text, whole writes, and pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -28,3 +29,10 @@ def whole(path: Path) -> Iterator[Path]:
     beside = path.with_suffix(f".{os.getpid()}.writing")
     yield beside
     os.replace(beside, path)
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from a template of the package. Everything that models and files say is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(loader=PackageLoader("locus_lightning"), autoescape=True).get_template(template).render(**content)

@@ -84,14 +84,15 @@ def _print_manifest(manifest: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from locus_lightning.data.coco.annotations import counted
+
     table = Table(title=f"Corpus {folder}")
     for name in ("split", "cues", "pictures", "by size", "labels"):
         table.add_column(name, justify="left" if name in ("split", "by size") else "right")
     for split, counts in manifest["counts"].items():
         bins = ", ".join(f"{name} {number:,} ({number / counts['cues']:.1%})" for name, number in counts["bins"].items())
         table.add_row(split, f"{counts['cues']:,}", f"{counts['images']:,}", bins, f"{counts['labels']:,}")
-    out = ", ".join(f"{number:,} {name}" for name, number in manifest["left_out"].items())
-    table.caption = f"left out: {out or 'nothing'}"
+    table.caption = f"left out: {counted(manifest['left_out'])}"
     Console().print(table)
     print(f"train on it: --data.source=CorpusCues --data.source.folder={folder}\nlook through it: locus data inspect {folder}")
 

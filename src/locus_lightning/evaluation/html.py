@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from PIL import ImageDraw
 
 from locus_lightning.data.coco.index import data_url
 from locus_lightning.evaluation.base import Benchmark, Item
+from locus_lightning.files import render
 
 
 def page(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Mapping[str, Any]], gains: Mapping[str, tuple[float, float, float]],
@@ -23,8 +23,7 @@ def page(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Mapping[
     sections = [
         (title, len(chosen), [_card(item, results, answers) for item in chosen[:pictures]]) for title, chosen in _groups(items, results)
     ]
-    template = Environment(loader=PackageLoader("locus_lightning"), autoescape=True).get_template("evaluation.html")
-    return template.render(benchmark=benchmark, results=results, gains=gains, rows=rows, sections=sections)
+    return render("evaluation.html", benchmark=benchmark, results=results, gains=gains, rows=rows, sections=sections)
 
 
 def _groups(items: Sequence[Item], results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Item]]]:

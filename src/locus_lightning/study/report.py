@@ -94,7 +94,7 @@ def rows_of(results: dict[str, Any], group: str) -> list[Row]:
     return rows
 
 
-def evenly_spaced(values: Sequence[float]) -> str:
+def mean_and_std(values: Sequence[float]) -> str:
     """Mean, and standard deviation over seeds where there are several."""
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
@@ -102,7 +102,7 @@ def evenly_spaced(values: Sequence[float]) -> str:
 def _cells(row: Row, columns: Sequence[str], between: str = " ") -> list[str]:
     cells = []
     for column in columns:
-        parts = [evenly_spaced(row["figures"][column])] if column in row["figures"] else []
+        parts = [mean_and_std(row["figures"][column])] if column in row["figures"] else []
         if column in row["gain"]:
             gain, low, high = row["gain"][column]
             parts += [f"{gain:+.1f}", f"[{low:+.1f}, {high:+.1f}]"]

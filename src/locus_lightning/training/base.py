@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -18,7 +18,7 @@ from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
-from locus_lightning.training.state import generator_state, keep_epoch_open, set_generator_state
+from locus_lightning.training.state import check_weights, generator_state, keep_epoch_open, set_generator_state
 from locus_lightning.types import Completion, Content, Generation, Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,6 @@ class TaskModule(L.LightningModule):
         if stage == "fit":
             _, accumulate, _ = self.stated_geometry()
             self.use_accumulation(accumulate)
-        if stage == "fit":
             self._refuse_float16()
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
@@ -247,28 +246,10 @@ class TaskModule(L.LightningModule):
             raise CheckpointError(
                 "the checkpoint was saved inside an optimiser step, whose gradients are lost; continue from checkpoints/last.ckpt of the run."
             )
-        self._check_weights(checkpoint["state_dict"])
+        check_weights(self.backbone, checkpoint["state_dict"])
         self.before = dict(own["before"])
         self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
         self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
-
-    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse a checkpoint of another model: its weights would be left out silently, and the base model's figures reported as its own."""
-        own = {f"backbone.{name}": parameter for name, parameter in self.backbone.named_parameters()}
-        foreign = [name for name in state if name not in own and not name.startswith("backbone.reference.")]
-        shapes = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
-        trained = {f"backbone.{name}" for name in self.backbone.saved_parameters() if not name.startswith("reference.")}
-        missing = sorted(trained - set(state))
-        for what, names in (
-            ("weights that this model does not have", foreign),
-            ("weights of other shapes", shapes),
-            ("no weights for", missing),
-        ):
-            if names:
-                raise CheckpointError(
-                    f"the checkpoint does not fit {self.backbone.checkpoint}: it has {what} ({len(names)}, such as {names[0]}); give a checkpoint of "
-                    "the same model and adapter settings."
-                )
 
     def on_train_start(self) -> None:
         """Processes start from the same weights and draw different rollouts."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
+
+from locus_lightning.backbones.base import Backbone
+from locus_lightning.errors import CheckpointError
 
 
 def generator_state() -> dict[str, Any]:
@@ -59,3 +64,26 @@ def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
         progress = loops["epoch_loop.batch_progress"]["current"]
         progress.update(dict.fromkeys(progress, 0))
     return not last and taken % trainer.accumulate_grad_batches != 0
+
+
+def check_weights(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another model: its weights would be left out silently, and the base model's figures reported as its own.
+
+    Raises:
+        CheckpointError: names the first weight that does not fit.
+    """
+    own = {f"backbone.{name}": parameter for name, parameter in backbone.named_parameters()}
+    foreign = [name for name in state if name not in own and not name.startswith("backbone.reference.")]
+    shapes = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+    trained = {f"backbone.{name}" for name in backbone.saved_parameters() if not name.startswith("reference.")}
+    missing = sorted(trained - set(state))
+    for what, names in (
+        ("weights that this model does not have", foreign),
+        ("weights of other shapes", shapes),
+        ("no weights for", missing),
+    ):
+        if names:
+            raise CheckpointError(
+                f"the checkpoint does not fit {backbone.checkpoint}: it has {what} ({len(names)}, such as {names[0]}); give a checkpoint of "
+                "the same model and adapter settings."
+            )

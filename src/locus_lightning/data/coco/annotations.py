@@ -9,7 +9,7 @@ import mmap
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,7 +104,7 @@ def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], le
     return [CocoImage(i.id, i.path, i.size, tuple(objects[i.id])) for i in images.values() if i.id in objects]
 
 
-def counted(left_out: Counter[str]) -> str:
+def counted(left_out: Mapping[str, int]) -> str:
     """What was left out, in words."""
     return ", ".join(f"{number:,} {name}" for name, number in sorted(left_out.items()) if number) or "nothing"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from PIL import ImageDraw
 
 from locus_lightning.data.coco.index import data_url
 from locus_lightning.data.source import CueDataset, CueKey
+from locus_lightning.files import render
 from locus_lightning.types import CueSample
 
 _SHOWN = 420
@@ -30,8 +30,8 @@ def write_sheet(manifest: dict[str, Any], samples: CueDataset, out: Path, split:
         side: longest side that a model sees, pixels, for the sizes in the captions; 0: as the picture is.
     """
     chosen = sorted(np.random.default_rng(seed).permutation(len(samples))[:number].tolist())
-    template = Environment(loader=PackageLoader("locus_lightning"), autoescape=True).get_template("corpus.html")
-    text = template.render(
+    text = render(
+        "corpus.html",
         title=f"{out.parent.name}: {split}",
         manifest=manifest,
         total=len(samples),
