@@ -10,7 +10,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -38,6 +38,7 @@ class CocoImage:
     path: str
     size: Size
     objects: tuple[SceneObject, ...]
+    on_disk: bool = True
 
 
 _Number = int | float | str | None
@@ -87,21 +88,27 @@ def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], le
     content = _decode(path)
     names = {str(_whole(c.id)): c.name for c in content.categories or []}
     images, same = _images(content.images, path, folder, left_out)
-    _refuse_other_forms(content.annotations, images, same, path)
     number = _running_number(content.annotations)
     objects: dict[int, list[SceneObject]] = defaultdict(list)
+    forms: Counter[str] = Counter()
+    bad: list[str] = []
     for annotation in content.annotations:
-        image = _image_of(annotation, images, same)
+        image = images[key] if (key := same.get(_whole(annotation.image_id))) is not None else None
         object_id = number(annotation)
         if annotation.iscrowd:
             left_out["crowds"] += 1
         elif image is None:
             left_out["annotations without an image"] += 1
-        elif (box := _box(annotation, object_id, image.size, path, bad_boxes)) is None:
+        elif (box := _box(annotation.bbox, image.size, forms)) is None:
             left_out["bad boxes"] += 1
+            if not bad:
+                bad.append(_about_bad(annotation, object_id, image.size))
         else:
             objects[image.id].append(SceneObject(box, names.get(str(_whole(annotation.category_id)), ""), object_id))
-    return [CocoImage(i.id, i.path, i.size, tuple(objects[i.id])) for i in images.values() if i.id in objects]
+    _refuse_other_forms(forms, path)
+    if bad and bad_boxes == "refuse":
+        raise DataError(f"{path}: {bad[0]}; correct it, or set data.source bad_boxes to skip.")
+    return [replace(i, objects=tuple(objects[i.id])) for i in images.values() if i.id in objects]
 
 
 def counted(left_out: Mapping[str, int]) -> str:
@@ -123,7 +130,7 @@ def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[
         name = row.file_name or (row.coco_url or "").rsplit("/", 1)[-1]
         if not name:
             raise DataError(f"{path}: image {row.id} has neither file_name nor coco_url; give each image the name of its file.")
-        key, picture = _whole(row.id), find(name)
+        key, (picture, on_disk) = _whole(row.id), find(name)
         known = number_of.get(key, by_path.get(picture))
         before = None if known is None else found[known]
         size = _size_of(row, picture)
@@ -131,7 +138,7 @@ def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[
             number = key if isinstance(key, int) else next(spare)
             if abs(number) > _LARGEST_ID:
                 raise DataError(f"{path}: the image id {row.id} does not fit into 64 bits; give smaller ids.")
-            found[number] = CocoImage(number, picture, size, ())
+            found[number] = CocoImage(number, picture, size, (), on_disk)
         elif (before.path, before.size) == (picture, size):
             number = before.id
             left_out["images listed twice"] += 1
@@ -144,24 +151,19 @@ def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[
     return found, number_of
 
 
-def _image_of(annotation: _Annotation, images: dict[int, CocoImage], number_of: dict[int | str, int]) -> CocoImage | None:
-    number = number_of.get(_whole(annotation.image_id))
-    return None if number is None else images[number]
-
-
-def _finder(folder: Path) -> Callable[[str], str]:
-    """From a file name as annotated to a path, in the spelling under which the file is on disk."""
+def _finder(folder: Path) -> Callable[[str], tuple[str, bool]]:
+    """From a file name as annotated to a path, in the spelling under which the file is on disk, and whether it is there."""
     present = set(os.listdir(folder))
 
-    def find(name: str) -> str:
+    def find(name: str) -> tuple[str, bool]:
         plain = os.path.join(folder, os.path.normpath(name))
         if name in present or os.path.isfile(plain):
-            return plain
+            return plain, True
         slashes = os.path.normpath(name.replace("\\", "/"))
         for other in (slashes, unquote(slashes), unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
             if os.path.isfile(os.path.join(folder, other)):
-                return os.path.join(folder, other)
-        return plain
+                return os.path.join(folder, other), True
+        return plain, False
 
     return find
 
@@ -230,43 +232,37 @@ def _inside(box: Box, size: Size) -> bool:
     return min(x1, y1) >= -_TOLERANCE and x2 <= size[0] + _TOLERANCE and y2 <= size[1] + _TOLERANCE and x2 > x1 and y2 > y1
 
 
-def _box(annotation: _Annotation, object_id: int, size: Size, path: Path, bad_boxes: str) -> Box | None:
-    """The box as corners, or None where it is bad and bad ones are skipped."""
-    if (found := _corners(annotation.bbox)) is not None:
-        x, y, w, h = found
-        box = (x, y, x + w, y + h)
-        if w > 0 and h > 0 and _inside(box, size):
-            return box
-    if bad_boxes == "refuse":
-        shown = [int(v) if v is not None and v == v and v == int(v) else v for v in annotation.bbox or []]
-        raise DataError(
-            f"{path}: annotation {object_id} has bbox {shown} in an image of {size[0]}x{size[1]} px; "
-            "correct it, or set data.source bad_boxes to skip."
-        )
-    return None
+def _box(bbox: list[float | None] | None, size: Size, forms: Counter[str]) -> Box | None:
+    """The box as corners, or None where it is bad. ``forms`` counts the readings of four numbers that are possible."""
+    if (found := _corners(bbox)) is None:
+        return None
+    x, y, w, h = found
+    box = (x, y, x + w, y + h)
+    good = w > 0 and h > 0 and _inside(box, size)
+    forms["boxes"] += 1
+    forms["sizes"] += good
+    forms["corners"] += _inside(found, size)
+    forms["shares"] += max(found) <= 1
+    return box if good else None
 
 
-def _refuse_other_forms(annotations: Sequence[_Annotation], images: dict[int, CocoImage], same: dict[int | str, int], path: Path) -> None:
+def _about_bad(annotation: _Annotation, object_id: int, size: Size) -> str:
+    shown = [int(v) if v is not None and v == v and v == int(v) else v for v in annotation.bbox or []]
+    return f"annotation {object_id} has bbox {shown} in an image of {size[0]}x{size[1]} px"
+
+
+def _refuse_other_forms(forms: Counter[str], path: Path) -> None:
     """Corners and shares of the image are not COCO's form, and would pass for small boxes until few or none are left.
 
     Raises:
         DataError: every box is valid as two corners and some are not valid as corner and size, or no number of any box is above 1.
     """
-    as_sizes = as_corners = as_shares = total = 0
-    for annotation in annotations:
-        box, image = _corners(annotation.bbox), _image_of(annotation, images, same)
-        if box is None or image is None or annotation.iscrowd:
-            continue
-        x, y, w, h = box
-        total += 1
-        as_sizes += w > 0 and h > 0 and _inside((x, y, x + w, y + h), image.size)
-        as_corners += _inside(box, image.size)
-        as_shares += max(box) <= 1
-    if total and as_shares == total:
+    total, as_sizes = forms["boxes"], forms["sizes"]
+    if total and forms["shares"] == total:
         raise DataError(
             f"{path}: no number of any bbox is above 1, so they look like shares of the image; COCO's are x, y, width, height in pixels."
         )
-    if as_sizes < total == as_corners:
+    if as_sizes < total == forms["corners"]:
         raise DataError(
             f"{path}: {total - as_sizes} of {total} boxes are not valid as x, y, width, height and all are as x1, y1, x2, y2; "
             "convert each bbox to COCO's x, y, width, height."

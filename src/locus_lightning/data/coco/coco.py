@@ -88,13 +88,10 @@ class CocoCues(CueSource):
         for split, (file, folder) in self.files.items():
             images = read_coco(file, folder, self.bad_boxes, self.left_out)
             self.left_out["excluded images"] += sum(image.id in excluded for image in images)
-            present = {str(p) for p in folder.iterdir()} if folder.is_dir() else set()
-            nested = any(Path(image.path).parent != folder for image in images)
             kept = [i for i in images if i.id not in excluded]
-            lost = [i for i in kept if not (Path(i.path).is_file() if nested else i.path in present)]
+            lost = [i for i in kept if not i.on_disk]
             self.missing += [image.path for image in lost]
-            gone = {image.id for image in lost}
-            self._images[split] = [image for image in kept if image.id not in gone]
+            self._images[split] = [image for image in kept if image.on_disk]
             if not self._images[split]:
                 raise DataError(
                     f"none of the {len(images)} images of {file} that have boxes is in the folder {folder}{_tried(lost)} "
