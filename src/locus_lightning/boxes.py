@@ -27,6 +27,9 @@ SIZE_BINS: dict[SizeBin, tuple[float, float]] = {
 """Share of the image area, half-open. Tiny and small as in the paper, section 4; large (> 10 %) as in
 its cue-size ablation; medium is what lies between."""
 
+MOST_ASPECT = 200
+"""How many times as long as wide a picture or a crop may be: Qwen's processors refuse more, and we keep to it for all models (our choice)."""
+
 
 def box_area(box: Box) -> float:
     """Area in square pixels; 0 where the box is empty or inverted."""
@@ -180,3 +183,12 @@ def crop_window(image: Image.Image, window: CueWindow) -> Image.Image:
         return crop
     size = (max(1, round(crop.width * window.scale)), max(1, round(crop.height * window.scale)))
     return crop.resize(size, Image.Resampling.BICUBIC)
+
+
+def keep_only(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy in which all but the boxes is black; canvas and scale stay."""
+    black = Image.new("RGB", image.size)
+    for box in boxes:
+        x1, y1, x2, y2 = (round(v) for v in clip_box(box, image.size))
+        black.paste(image.crop((x1, y1, x2, y2)), (x1, y1))
+    return black

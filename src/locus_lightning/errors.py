@@ -7,6 +7,7 @@ exits with status 2. Everything a user can get wrong is looked for before weight
 * :class:`ConfigError`      a setting, or two settings that do not go together.
 * :class:`PluginError`      a plugin that is unknown, taken twice, or fails to import.
 * :class:`DataError`        an annotation file, an image folder, or what is in them.
+* :class:`PictureError`     one picture, which is then left out, counted and listed.
 * :class:`CheckpointError`  a model folder or a training checkpoint that cannot be used.
 
 A mistake of ours is any other exception, and keeps its traceback. What a *model* writes is never
@@ -29,6 +30,10 @@ class PluginError(LocusError):
 
 class DataError(LocusError):
     """An annotation file or image folder is missing or malformed."""
+
+
+class PictureError(DataError):
+    """A picture cannot be used. Whoever reads pictures leaves it out; the message is the reason."""
 
 
 class CheckpointError(LocusError):

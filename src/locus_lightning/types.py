@@ -38,12 +38,13 @@ SizeBin = Literal["tiny", "small", "medium", "large"]
 class SceneObject:
     """An annotated object of an image.
 
-    ``box`` is in original pixels; ``id`` is unique within the data set.
+    ``box`` is in original pixels; ``id`` is unique within its annotation file, and with ``image_id`` within the data set.
     """
 
     box: Box
     label: str = ""
     id: int = 0
+    image_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

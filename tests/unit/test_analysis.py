@@ -9,9 +9,9 @@ from PIL import Image
 
 from locus_lightning.analysis import interventions as behaviour
 from locus_lightning.analysis.attention_maps import AttentionMap, attention_map
-from locus_lightning.analysis.interventions import Asked, suppressed
+from locus_lightning.analysis.interventions import Asked
 from locus_lightning.backbones.shared_prefix import attention
-from locus_lightning.boxes import raster
+from locus_lightning.boxes import keep_only, raster
 from locus_lightning.types import Question
 from tests.conftest import contents
 
@@ -92,7 +92,7 @@ def test_watching_costs_memory_by_the_token_not_by_its_square(make_backbone):
 
 def test_suppression_keeps_the_targets_the_canvas_and_nothing_else():
     noise = np.random.default_rng(0).integers(1, 255, (40, 60, 3), dtype=np.uint8)
-    black = np.asarray(suppressed(Image.fromarray(noise), [(5.0, 6.0, 20.0, 30.0), (50.0, 30.0, 70.0, 50.0)]))
+    black = np.asarray(keep_only(Image.fromarray(noise), [(5.0, 6.0, 20.0, 30.0), (50.0, 30.0, 70.0, 50.0)]))
     kept = np.zeros((40, 60), dtype=bool)
     kept[6:30, 5:20] = kept[30:40, 50:60] = True
     assert (black[kept] == noise[kept]).all()

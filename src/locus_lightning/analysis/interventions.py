@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from PIL import Image
 from rich.progress import track
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.boxes import clip_box, iou
+from locus_lightning.boxes import clip_box, iou, keep_only
 from locus_lightning.rollout.base import RolloutEngine, ask
 from locus_lightning.tasks.parsing import boxes_in, extract_answer
 from locus_lightning.types import Box, Question
@@ -22,18 +21,8 @@ def say(backbone: Backbone, engine: RolloutEngine, questions: Sequence[Question]
     """Greedy answers of at most 64 tokens."""
     texts = []
     for i in track(range(0, len(questions), batch), description=about):
-        made = ask(engine, backbone, questions[i : i + batch], 64)
-        texts += [prompt.opened + backbone.decode(generation.ids_T) for prompt, generation in made]
+        texts += [answer.text for answer in ask(engine, backbone, questions[i : i + batch], 64)]
     return texts
-
-
-def suppressed(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """All but the boxes black; canvas and scale stay."""
-    black = Image.new("RGB", image.size)
-    for box in boxes:
-        x1, y1, x2, y2 = (round(v) for v in clip_box(box, image.size))
-        black.paste(image.crop((x1, y1, x2, y2)), (x1, y1))
-    return black
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class Asked:
 def context(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked]) -> list[tuple[bool, bool]]:
     """For every question, whether the answer is right with the full image, and with all but the targets blacked out."""
     full = [one.question for one in asked]
-    alone = [replace(one.question, image=suppressed(one.question.image, one.boxes)) for one in asked]
+    alone = [replace(one.question, image=keep_only(one.question.image, one.boxes)) for one in asked]
     said = [say(backbone, engine, some, what) for some, what in ((full, "full image"), (alone, "targets alone"))]
     return [(one.right(a), one.right(b)) for one, a, b in zip(asked, *said, strict=True)]
 

@@ -100,7 +100,8 @@ def take(backbone: HFBackbone, checkpoint: Path) -> int:
         CheckpointError: it is not a training checkpoint of this model, or nothing was trained.
     """
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state, trained_on = content["state_dict"], content.get("locus", {}).get("trained_on", {})
     except Exception as cause:
         raise CheckpointError(f"{checkpoint} cannot be read as a training checkpoint ({type(cause).__name__}: {cause}).") from cause
     state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("backbone.reference.")}
@@ -108,6 +109,7 @@ def take(backbone: HFBackbone, checkpoint: Path) -> int:
     strange = [name for name in state if name not in own]
     if strange or any(own[name].shape != value.shape for name, value in state.items()):
         raise CheckpointError(f"{checkpoint} does not fit {backbone.checkpoint}: it holds {len(strange)} unknown weights {strange[:2]}.")
+    backbone.remembers = {**backbone.remembers, "trained_on": trained_on}
     changed = 0
     with torch.no_grad():
         for name, value in state.items():

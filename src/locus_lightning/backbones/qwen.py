@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.boxes import image_box, raster
+from locus_lightning.boxes import MOST_ASPECT, image_box, raster
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import Prompt, Size
 
@@ -50,9 +50,9 @@ class QwenVLBackbone(HFBackbone):
         return image
 
     def _check_aspect(self, size: Size) -> None:
-        if max(size) > 200 * min(size):
+        if max(size) > MOST_ASPECT * min(size):
             raise DataError(
-                f"an image of {size[0]}x{size[1]} px is over 200 times as long as wide, which {self.checkpoint} does not take; leave it out."
+                f"an image of {size[0]}x{size[1]} px is over {MOST_ASPECT} times as long as wide, which {self.checkpoint} does not take; leave it out."
             )
 
     def resized(self, size: Size) -> Size:

@@ -10,8 +10,8 @@ import lightning as L
 
 from locus_lightning.analysis.attention_maps import attention_map
 from locus_lightning.data.synthetic.smallstar import write_smallstar
-from locus_lightning.errors import ConfigError
-from locus_lightning.evaluation.base import Item
+from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.evaluation.base import Item, limited, only_readable
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
 from locus_lightning.evaluation.extract import extract_letter
 from locus_lightning.rollout.base import ask
@@ -49,11 +49,9 @@ class DownstreamAccuracy(L.Callback):
             self._folder = tempfile.TemporaryDirectory()
             folder = Path(self._folder.name) / "smallstar"
             write_smallstar(folder, self.number)
-        seen: defaultdict[str, int] = defaultdict(int)
-        for item in read_vstar(folder):
-            seen[item.kind] += 1
-            if seen[item.kind] <= self.number:
-                self.items.append(item)
+        self.items = only_readable(limited(read_vstar(folder), self.number))
+        if not self.items:
+            raise DataError(f"DownstreamAccuracy: {folder} gives no usable question.")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer and log; of several processes each takes its share."""
@@ -79,9 +77,8 @@ def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_s
     for start in range(0, len(items), batch_size):
         some = items[start : start + batch_size]
         made = ask(module.rollout, module.backbone, [item.question() for item in some], max_new_tokens)
-        for item, (prompt, generation) in zip(some, made, strict=True):
-            text = prompt.opened + module.backbone.decode(generation.ids_T)
-            score = float(extract_letter(text, item.options) == item.label)
+        for item, answer in zip(some, made, strict=True):
+            score = float(extract_letter(answer.text, item.options) == item.label)
             right[item.kind].append(score)
             right[""].append(score)
     return {kind: sum(scores) / len(scores) for kind, scores in right.items()}

@@ -21,7 +21,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.open import open_model
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import FIND, Item, find
+from locus_lightning.evaluation.base import FIND, Item, find, limited, only_readable
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
 from locus_lightning.evaluation.extract import extract_letter
 from locus_lightning.evaluation.runner import paired_bootstrap
@@ -184,21 +184,16 @@ def questions(suite: str, number: int, scratch: Path) -> list[Item]:
     if suite == "smallstar":
         folder = scratch / "smallstar"
         write_smallstar(folder, number)
-    seen: dict[str, int] = {}
-    items = []
-    for item in read_vstar(folder):
-        seen[item.kind] = seen.get(item.kind, 0) + bool(item.boxes)
-        if item.boxes and seen[item.kind] <= number:
-            items.append(item)
+    items = only_readable(limited([item for item in read_vstar(folder) if item.boxes], number))
     if not items:
-        raise DataError(f"no question of {folder} has boxes beside its picture; attention needs to know where to look.")
+        raise DataError(f"no question of {folder} has a usable picture with boxes beside it; attention needs to know where to look.")
     return items
 
 
 def words_before(backbone: Backbone, engine: RolloutEngine, item: Item) -> str:
     """What the model itself writes up to its answer: all before the end of ``<answer>``, or nothing where it writes none."""
-    ((_, generation),) = ask(engine, backbone, [item.question()], 1024)
-    text = backbone.decode(generation.ids_T)
+    (answer,) = ask(engine, backbone, [item.question()], 1024)
+    text = answer.text.removeprefix(answer.prompt.opened)
     return text[: text.index("<answer>") + len("<answer>")] if "<answer>" in text else ""
 
 

@@ -16,12 +16,12 @@ from rich.table import Table
 from locus_lightning.backbones.open import open_model
 from locus_lightning.data.synthetic.smallstar import write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Benchmark
+from locus_lightning.evaluation.base import Benchmark, limited
 from locus_lightning.evaluation.benchmarks import SUITES
 from locus_lightning.evaluation.html import page
 from locus_lightning.evaluation.lmms_eval import run_task
 from locus_lightning.evaluation.paper import ROWS, Row
-from locus_lightning.evaluation.runner import ANSWERS, Settings, difference, evaluate, folder_name, limited
+from locus_lightning.evaluation.runner import ANSWERS, Settings, difference, evaluate, folder_name
 from locus_lightning.files import lines_of
 from locus_lightning.rollout.hf import HFRollout
 
@@ -51,7 +51,7 @@ def eval_command(arguments: Sequence[str]) -> int:
     folder = options.out / options.suite / folder_name(names[-1])
     gains = difference(results[0], results[1]) if len(results) == 2 else {}
     benchmark = SUITES[options.suite](data.expanduser())
-    items = limited(benchmark.load(), settings.limit)
+    items = [item for item in limited(benchmark.load(), settings.limit) if all(item.id in result["scores"] for result in results)]
     where = folder / ("compare.html" if gains else "page.html")
     where.write_text(page(benchmark, items, results, gains, answers, options.pictures))
     if gains:
@@ -184,3 +184,6 @@ def tell(suite: str, results: Sequence[dict[str, Any]], gains: dict[str, tuple[f
         f"{len(first['malformed'])} rows left out"
     )
     Console().print(table)
+    for result in results:
+        if result["may_have_seen"]:
+            print(result["may_have_seen"])

@@ -116,7 +116,7 @@ class LocusCLI(LightningCLI):
         folder = Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
         after = self._validate()
         if folder is not None and self.trainer.is_global_zero:
-            self.model.backbone.save_pretrained(folder / "model", self.model.task.remember())
+            self.model.backbone.save_pretrained(folder / "model", {**self.model.task.remember(), "trained_on": self.model.trained_on()})
         if self.trainer.is_global_zero and after:
             data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
             seed = self.config["fit"]["seed_everything"]

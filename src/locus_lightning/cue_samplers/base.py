@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 from PIL import Image
 
-from locus_lightning.boxes import crop_window
-from locus_lightning.errors import ConfigError
+from locus_lightning.boxes import MOST_ASPECT, crop_window, size_bin
+from locus_lightning.errors import ConfigError, PluginError
 from locus_lightning.types import Box, Cue, CueWindow, IntBox, SceneObject, Size, SizeBin
 
 PAPER_MIX: dict[SizeBin, float] = {"tiny": 0.7, "small": 0.3}
@@ -21,11 +21,16 @@ PAPER_MIX: dict[SizeBin, float] = {"tiny": 0.7, "small": 0.3}
 class CueSampler(ABC):
     """Proposes windows of an image and states the mix of sizes a data set is to hold.
 
+    :func:`checked_windows` holds every window against what :meth:`sample` promises.
+
     Args:
         mix: share of each size bin (``tiny`` < 1 %, ``small`` 1-5 %, ``medium`` 5-10 %, ``large`` > 10 % of the
             image area); the shares are normalised. Windows of a bin that is not named are not used.
         min_side: least width and height of a window before any scaling, original pixels (paper: 16).
     """
+
+    about_objects: ClassVar[bool] = True
+    """Whether each window belongs to one object; the counts of what was left out then say why an object gave none."""
 
     def __init__(self, mix: Mapping[SizeBin, float] | None = None, min_side: int = 16) -> None:
         mix = dict(PAPER_MIX if mix is None else mix)
@@ -62,15 +67,70 @@ class CueSampler(ABC):
         return crop_cue(image, window)
 
     def integer_window(self, box: Box, image_size: Size) -> IntBox | None:
-        """``box`` rounded outwards and clipped, or None when a side is under ``min_side``."""
+        """``box`` rounded outwards and clipped, or None when a side is under ``min_side`` or the window is a sliver that no model takes."""
         window = (
             max(0, math.floor(box[0])),
             max(0, math.floor(box[1])),
             min(image_size[0], math.ceil(box[2])),
             min(image_size[1], math.ceil(box[3])),
         )
-        wide_enough = window[2] - window[0] >= self.min_side and window[3] - window[1] >= self.min_side
-        return window if wide_enough else None
+        short, long = sorted((window[2] - window[0], window[3] - window[1]))
+        return window if short >= self.min_side and long <= MOST_ASPECT * short else None
+
+
+def checked_windows(
+    sampler: CueSampler, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator, sample: str
+) -> list[CueWindow]:
+    """A sampler's windows of one image, each held against the contract: what training and ``check_cue_sampler`` rely on.
+
+    Args:
+        sampler: a built-in or a plugin's.
+        image_size: (width, height).
+        objects: of the image.
+        rng: see :meth:`CueSampler.sample`.
+        sample: the name of the image, for the message.
+
+    Raises:
+        PluginError: the sampler raised, or a window is none that can be trained on; names sampler, image and window.
+    """
+    kind = type(sampler)
+    what = f"the cue sampler {kind.__name__} ({kind.__module__}), image {sample} of {image_size[0]}x{image_size[1]} px"
+    if not hasattr(sampler, "mix"):
+        raise PluginError(f"{what}: it has no mix; call super().__init__(mix, min_side) in its __init__.")
+    try:
+        windows = sampler.sample(image_size, objects, rng)
+    except ConfigError:
+        raise
+    except Exception as cause:
+        raise PluginError(f"{what}: it raised {type(cause).__name__}: {cause}") from cause
+    if windows is None:
+        return []
+    if not isinstance(windows, list | tuple):
+        raise PluginError(f"{what}: it gave {windows!r}; sample() returns a list of CueWindow, or None.")
+    for window in windows:
+        if (fault := _fault(window, image_size, sampler.min_side)) is not None:
+            raise PluginError(f"{what}: {fault}")
+    return list(windows)
+
+
+def _fault(window: object, image_size: Size, min_side: int) -> str | None:
+    """What is wrong with a window, or None."""
+    if not isinstance(window, CueWindow):
+        return f"it gave {window!r} where a CueWindow belongs."
+    box = window.box
+    if len(box) != 4 or not all(type(v) is int for v in box):
+        return f"the window {box} is not four Python integers."
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= image_size[0] and 0 <= y1 < y2 <= image_size[1]):
+        return f"the window {box} is empty or reaches beyond the image."
+    if min(x2 - x1, y2 - y1) < min_side:
+        return f"the window {box} has a side under min_side {min_side}."
+    right = size_bin((x1, y1, x2, y2), image_size)
+    if window.size_bin != right:
+        return f"the window {box} is filed under {window.size_bin}, and is {right}."
+    if not (math.isfinite(window.scale) and window.scale > 0):
+        return f"the window {box} has the scale {window.scale}; it is above 0."
+    return None
 
 
 def crop_cue(image: Image.Image, window: CueWindow) -> Cue:

@@ -23,6 +23,8 @@ class RandomCropCues(CueSampler):
         aspect: The (low, high) end of width over height, drawn log-uniformly (our choice).
     """
 
+    about_objects = False
+
     def __init__(
         self,
         mix: Mapping[SizeBin, float] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,8 @@ class TextCues(ObjectCues):
         min_side: The least width and height of a window before any scaling, original pixels (paper: 16).
         padding: See :class:`ObjectCues`.
         augmented: See :class:`ObjectCues`.
-        expressions: A file of lines ``{"id": OBJECT_ID, "text": ...}``, as ``locus data text-cues`` writes it. Null takes each object's
-            label where no other object of its image has the same.
+        expressions: A file of lines ``{"id": "IMAGE_ID-OBJECT_ID", "text": ...}``, as ``locus data text-cues`` writes it; an id without an
+            image goes by the object alone. Null takes each object's label where no other object of its image has the same.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class TextCues(ObjectCues):
         """Windows of the objects that words can single out; ``label`` holds the words."""
         windows = super().sample(image_size, objects, rng) or []
         if self.expressions is not None:
-            said = self.expressions
-            return [replace(w, label=said[str(w.object_id)]) for w in windows if str(w.object_id) in said] or None
+            image_of = {found.id: found.image_id for found in objects}
+            words = ((w, self.expressions.of(image_of[w.object_id], w.object_id)) for w in windows)
+            return [replace(w, label=text) for w, text in words if text is not None] or None
         labels = Counter(found.label for found in objects)
         return [w for w in windows if w.label and labels[w.label] == 1] or None
 
@@ -63,8 +64,23 @@ def cue_in_words(image: Image.Image, window: CueWindow) -> Cue:
     return replace(crop_cue(image, window), text=window.label)
 
 
-def read_expressions(path: Path) -> dict[str, str]:
-    """Expressions by object id.
+@dataclass(frozen=True)
+class Expressions:
+    """Words for objects, by image and object. Object ids alone can repeat between a training and a validation file.
+
+    Args:
+        words: by ``IMAGE_ID-OBJECT_ID``, or by ``OBJECT_ID`` where the file gives no image.
+    """
+
+    words: Mapping[str, str]
+
+    def of(self, image_id: int, object_id: int) -> str | None:
+        """The words for an object, or None."""
+        return self.words.get(f"{image_id}-{object_id}", self.words.get(str(object_id)))
+
+
+def read_expressions(path: Path) -> Expressions:
+    """The expressions of a file.
 
     Raises:
         DataError: the file cannot be read, or a line is not an object with ``id`` and a ``text`` of 1 to 24 words.
@@ -77,10 +93,10 @@ def read_expressions(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            key, text = str(row["id"]).rsplit("-", 1)[-1], str(row["text"]).strip()
+            key, text = str(row["id"]), str(row["text"]).strip()
         except (ValueError, KeyError, TypeError) as cause:
             raise DataError(f'{path}, line {number}, is not {{"id": ..., "text": ...}} ({cause}).') from cause
         if not 0 < len(text.split()) < MOST_WORDS:
             raise DataError(f"{path}, line {number}: the expression has {len(text.split())} words; give 1 to {MOST_WORDS - 1}.")
         found[key] = text
-    return found
+    return Expressions(found)

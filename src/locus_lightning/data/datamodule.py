@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,9 @@ from locus_lightning.tasks.base import Task
 from locus_lightning.types import Question
 
 log = logging.getLogger(__name__)
+
+_LEAST_RECENT = 16
+"""Samples that must have been used before a share of bad pictures is worth a word."""
 
 
 class CueDataModule(L.LightningDataModule):
@@ -52,6 +56,8 @@ class CueDataModule(L.LightningDataModule):
         self.quarantine: dict[str, str] = {}
         self.datasets: dict[Split, CueDataset] = {}
         self._next = Position(0, 0)
+        self._recent: deque[bool] = deque(maxlen=200)
+        self._warned_at = 0.0
 
     def setup(self, stage: str) -> None:
         """Check the source and open its splits."""
@@ -130,7 +136,19 @@ class CueDataModule(L.LightningDataModule):
                 if path not in self.quarantine:
                     self.quarantine[path] = reason
                     log.warning("quarantined %s: %s (%d so far)", path, reason, len(self.quarantine))
+        self._watch_share_of_bad(batch)
         return batch
+
+    def _watch_share_of_bad(self, samples: Iterable[Any]) -> None:
+        """Warn while it is early where more and more pictures cannot be used: a disk or a mount may be going."""
+        self._recent.extend(bool(sample.quarantined) for sample in samples)
+        share = sum(self._recent) / max(1, len(self._recent))
+        passed = [mark for mark in (0.1, 0.25, 0.5) if share >= mark > self._warned_at]
+        if passed and len(self._recent) >= _LEAST_RECENT:
+            self._warned_at = passed[-1]
+            log.warning(
+                "%.0f %% of the last %d samples could not use their picture; check the picture folder.", 100 * share, len(self._recent)
+            )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Samples are pictures; the backbone brings their tensors to the device."""

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from locus_lightning.data.source import CueBatch, CueKey, Position
+from locus_lightning.errors import LocusError
 
 
 class ResumableSampler(Sampler[list[CueKey]]):
@@ -66,7 +67,17 @@ class FixedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """All batches, in order."""
-        return iter(self._loader)
+        return _batches(self._loader)
+
+
+def _batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader. A user's mistake that a worker process met is raised again as its own sentence: torch puts the worker's whole
+    traceback into the message."""
+    try:
+        yield from loader
+    except LocusError as error:
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).rpartition(name)[2].strip()) from None
 
 
 class PacedLoader:
@@ -97,7 +108,7 @@ class PacedLoader:
         rollouts, within = divmod(begin, self.steps)
         self._sampler.set_epoch(epoch)
         self._sampler.start = rollouts + (1 if within else 0)
-        batches = iter(self._loader)
+        batches = _batches(self._loader)
         for micro_step in range(begin, len(self)):
             position = Position(epoch, micro_step)
             if micro_step % self.steps:

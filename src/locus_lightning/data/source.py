@@ -83,6 +83,11 @@ class CueSource(ABC):
     def dataset(self, split: Split, seed: int) -> CueDataset:
         """The training or validation samples; disjoint by image."""
 
+    def origin(self) -> dict[str, Any]:
+        """Where the pictures come from, kept in checkpoints so that an evaluation can say what the model may have seen: ``annotations``, the names
+        of the annotation files, and ``exclude``, the list of images that were left out. Empty where neither applies."""
+        return {}
+
     def summary(self) -> dict[str, object]:
         """Facts about the data for the run's summary: counts, what was left out."""
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,14 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.images import open_rgb
+from locus_lightning.errors import PictureError
 from locus_lightning.evaluation.extract import extract_letter, extract_yes_no
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.types import Box, CueSample, Question
+
+log = logging.getLogger(__name__)
 
 LETTERS = "Answer with the option's letter from the given choices directly."
 
@@ -40,9 +44,12 @@ class Item:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def picture(self) -> Image.Image:
-        """The image, RGB."""
-        with Image.open(io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image) as file:
-            return file.convert("RGB")
+        """The image, RGB, as viewers show it.
+
+        Raises:
+            PictureError: it cannot be used.
+        """
+        return open_rgb(self.image)
 
     def question(self, instruction: str = "") -> Question:
         """As a model is asked, with ``instruction`` behind the words."""
@@ -72,6 +79,8 @@ class Benchmark(ABC):
     where: ClassVar[str]
     """Where to get it and how to lay it out: said when it is missing."""
     max_new_tokens: ClassVar[int] = 64
+    pictures_of: ClassVar[str] = ""
+    """The collection of photos that its pictures belong to, where models are commonly trained on that collection."""
     task: Task = QuestionAnswering()
     """How its questions become messages."""
 
@@ -105,6 +114,30 @@ class Benchmark(ABC):
     def note(self, where: str, cause: object) -> None:
         """A row that is left out."""
         self.malformed.append(f"{where}: {cause if isinstance(cause, str) else f'{type(cause).__name__}: {cause}'}")
+
+
+def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of each kind, the first ones."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for item in items:
+        seen[item.kind] = seen.get(item.kind, 0) + 1
+        if limit is None or seen[item.kind] <= limit:
+            chosen.append(item)
+    return chosen
+
+
+def only_readable(items: Sequence[Item]) -> list[Item]:
+    """The items whose picture can be used; the others are named in a warning."""
+    kept = []
+    for item in items:
+        try:
+            item.picture()
+        except PictureError as cause:
+            log.warning("question %s is left out: its picture cannot be used (%s)", item.id, cause)
+        else:
+            kept.append(item)
+    return kept
 
 
 class Choice(Benchmark):

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import ImageDraw
 
-from locus_lightning.data.coco.index import data_url
+from locus_lightning.data.images import data_url
 from locus_lightning.evaluation.base import Benchmark, Item
 from locus_lightning.files import render
 

@@ -16,8 +16,8 @@ import torch
 from rich.progress import track
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.base import Benchmark, Item, Scored
+from locus_lightning.errors import ConfigError, DataError, PictureError
+from locus_lightning.evaluation.base import Benchmark, Item, Scored, limited
 from locus_lightning.files import lines_of
 from locus_lightning.rollout.base import RolloutEngine, ask
 
@@ -83,18 +83,33 @@ def evaluate(
             file.write(json.dumps({"about": about}) + "\n")
         batches = [missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size)]
         for batch in track(batches, description=f"{benchmark.name}, {len(missing)} of {len(items)} questions"):
-            samples = [benchmark.ask(item, backbone, instruction) for item in batch]
-            for item, (prompt, generation) in zip(batch, ask(engine, backbone, samples, tokens, benchmark.task), strict=True):
+            askable = _askable(benchmark, batch, backbone, instruction)
+            samples = [sample for _, sample in askable]
+            for (item, _), answer in zip(askable, ask(engine, backbone, samples, tokens, benchmark.task), strict=True):
                 row = {
                     "id": item.id,
-                    "text": prompt.opened + backbone.decode(generation.ids_T),
-                    "truncated": generation.truncated,
-                    "prompt_tokens": len(prompt.ids_P),
+                    "text": answer.text,
+                    "truncated": answer.generation.truncated,
+                    "prompt_tokens": len(answer.prompt.ids_P),
                 }
                 said[item.id] = row
                 file.write(json.dumps(row) + "\n")
             file.flush()
-    return _record(backbone, benchmark, items, said, about, folder, instruction)
+    answered = [item for item in items if item.id in said]
+    if not answered:
+        raise DataError(f"{benchmark.folder}: no picture of {benchmark.name} can be used, such as {benchmark.malformed[-1]}.")
+    return _record(backbone, benchmark, answered, said, about, folder, instruction)
+
+
+def _askable(benchmark: Benchmark, batch: Sequence[Item], backbone: Backbone, instruction: str) -> list[tuple[Item, Any]]:
+    """Items with what is asked; those whose picture cannot be used are noted and left out."""
+    made = []
+    for item in batch:
+        try:
+            made.append((item, benchmark.ask(item, backbone, instruction)))
+        except PictureError as cause:
+            benchmark.note(f"question {item.id}", f"its picture cannot be used ({cause})")
+    return made
 
 
 def _record(
@@ -116,10 +131,28 @@ def _record(
         "prompt_tokens": {"least": min(lengths), "most": max(lengths)},
         "prompt": prompt.text,
         "malformed": benchmark.malformed,
+        "may_have_seen": overlap(str(about["model"]), backbone.remembers.get("trained_on"), benchmark),
         "scores": {row.item.id: {"score": row.score, "read": row.read, "kind": row.item.kind} for row in scored},
     }
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def overlap(model: str, trained_on: Any, benchmark: Benchmark) -> str:
+    """A sentence where a model may have been trained on the pictures of a benchmark, else empty.
+
+    Args:
+        model: its name.
+        trained_on: what its checkpoint remembers of its data (``CueSource.origin``).
+        benchmark: which collection its pictures belong to.
+    """
+    if not isinstance(trained_on, Mapping) or not trained_on.get("annotations") or trained_on.get("exclude") or not benchmark.pictures_of:
+        return ""
+    files = ", ".join(str(file) for file in trained_on["annotations"])
+    return (
+        f"{model} was trained on {files} and no images were excluded: where those are COCO's, pictures of {benchmark.name} "
+        f"({benchmark.pictures_of}) may be among them. Train with data.source exclude to be sure."
+    )
 
 
 def folder_name(model: str) -> str:
@@ -133,17 +166,6 @@ def asked(items: Sequence[Item]) -> str:
     for item in items:
         digest.update(json.dumps([item.id, item.kind, item.text, item.label, dict(item.options), item.boxes]).encode())
     return digest.hexdigest()[:16]
-
-
-def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most ``limit`` of each kind, the first ones."""
-    seen: dict[str, int] = {}
-    chosen = []
-    for item in items:
-        seen[item.kind] = seen.get(item.kind, 0) + 1
-        if limit is None or seen[item.kind] <= limit:
-            chosen.append(item)
-    return chosen
 
 
 def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -93,10 +93,17 @@ def generate_checked(
     return made
 
 
-def ask(
-    engine: RolloutEngine, backbone: Backbone, samples: Sequence[Any], max_new_tokens: int, task: Task | None = None
-) -> list[tuple[Prompt, Generation]]:
-    """Ask a model, greedily: the prompt and the generation of every sample.
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered: the whole text, with what the chat template had already written of it."""
+
+    text: str
+    prompt: Prompt
+    generation: Generation
+
+
+def ask(engine: RolloutEngine, backbone: Backbone, samples: Sequence[Any], max_new_tokens: int, task: Task | None = None) -> list[Answer]:
+    """Ask a model, greedily.
 
     Args:
         engine: generates.
@@ -108,4 +115,7 @@ def ask(
     task = task or QuestionAnswering()
     prompts = backbone.encode([task.messages(sample, backbone.frame(sample.image.size)) for sample in samples])
     made = generate_checked(engine, backbone, prompts, 1, SamplingParams(max_new_tokens, temperature=0.0))
-    return [(prompt, generation) for prompt, (generation,) in zip(prompts, made, strict=True)]
+    return [
+        Answer(prompt.opened + backbone.decode(generation.ids_T), prompt, generation)
+        for prompt, (generation,) in zip(prompts, made, strict=True)
+    ]

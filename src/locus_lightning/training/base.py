@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
+from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.source import CueBatch
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
@@ -223,6 +224,11 @@ class TaskModule(L.LightningModule):
         """Take :meth:`rank_state` back."""
         set_generator_state(state)
 
+    def trained_on(self) -> dict[str, Any]:
+        """Where the training data comes from (``CueSource.origin``); empty without a data module of ours."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data.source.origin() if isinstance(data, CueDataModule) else {}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changed, and every rank's own state."""
         kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()} | self._loaded
@@ -231,7 +237,12 @@ class TaskModule(L.LightningModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, self.rank_state())
-        checkpoint["locus"] = {"ranks": states, "before": dict(self.before), "inside_step": keep_epoch_open(checkpoint, self.trainer)}
+        checkpoint["locus"] = {
+            "ranks": states,
+            "before": dict(self.before),
+            "inside_step": keep_epoch_open(checkpoint, self.trainer),
+            "trained_on": self.trained_on(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the state back; generators are set when the first step begins, after everything that may draw from them."""

@@ -50,7 +50,9 @@ def test_counts_and_what_is_left_out(photos, tmp_path):
     # eight photos of 2 tiny + 1 small; 70:30 with 8 small leaves 26 * 0.3 = 8 and 26 * 0.7 = 18, of 16 tiny: bound 22
     assert manifest["counts"]["train"]["bins"] == {"small": 7, "tiny": 15}
     assert manifest["counts"]["train"]["cues"] == 22
-    assert manifest["left_out"] == {"bad boxes": 10, "crowds": 10}
+    assert manifest["left_out"]["bad boxes"] == manifest["left_out"]["crowds"] == 10
+    cues = sum(counts["cues"] for counts in manifest["counts"].values())
+    assert cues + sum(manifest["left_out"].values()) == 10 * 5, "every annotation is a cue or is counted as left out"
     assert manifest["found"]["val"] == {"tiny": 4, "small": 2}
     train, val = (CorpusCues(str(tmp_path / "c")).dataset(split, 0) for split in ("train", "val"))
     assert {e.image_id for e in train.entries}.isdisjoint({e.image_id for e in val.entries})
@@ -109,8 +111,9 @@ def test_pictures_that_do_not_open_are_counted_and_named(photos, tmp_path, capsy
     (Path(photos.images) / "3.jpg").write_bytes(b"not a picture")
     (Path(photos.images) / "4.jpg").unlink()
     manifest = build(BuildSettings(**{**vars(photos), "verify": True, "per_image": 3}), tmp_path / "c")
-    assert manifest["left_out"]["pictures that do not open"] == 1
-    assert manifest["left_out"]["missing images"] == 1
+    assert manifest["left_out"]["cues of pictures that cannot be used"] == 3
+    assert manifest["left_out"]["objects of missing images"] == 3
+    assert manifest["missing_images"] == [str(Path(photos.images) / "4.jpg")]
     assert "3.jpg" in capsys.readouterr().out
     assert 3 not in {e.image_id for s in ("train", "val") for e in CorpusCues(str(tmp_path / "c")).dataset(s, 0).entries}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,14 @@ from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco.annotations import read_coco
 from locus_lightning.data.coco.coco import CocoCues
+from locus_lightning.data.coco.excluded import excluded_images
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.sampler import PacedLoader, ResumableSampler
 from locus_lightning.data.source import CueBatch, CueKey, Position
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.types import SceneObject
+from tests.conftest import make_sample
 
 ANY = ObjectCues({"tiny": 1.0, "small": 1.0, "medium": 1.0})
 
@@ -60,8 +65,11 @@ def test_windows_counts_and_what_is_left_out(coco):
     path, folder, _ = coco
     source = CocoCues(str(path), str(folder), val_fraction=0.25, cue_sampler=ANY, per_image=2)
     train, val = source.dataset("train", 0), source.dataset("val", 0)
-    assert source.left_out["crowds"] == 12
-    assert source.left_out["near-duplicate windows"] == 12
+    left_out = source.summary()["left_out"]
+    assert left_out["crowds"] == left_out["near-duplicate windows"] == left_out["windows over per_image"] == 12
+    assert len(train) + len(val) + sum(left_out.values()) == 12 * 5, "every annotation is a cue or is counted as left out"
+    source.dataset("train", 0)
+    assert source.summary()["left_out"] == left_out, "a second look counts nothing twice"
     images = {split: {e.image_id for e in data.entries} for split, data in (("train", train), ("val", val))}
     assert not images["train"] & images["val"], "split by image"
     assert len(images["val"]) <= 3
@@ -123,7 +131,7 @@ def test_nothing_to_open_is_an_error(coco):
     path, folder, _ = coco
     for file in folder.iterdir():
         file.write_bytes(b"x")
-    with pytest.raises(DataError, match="can be opened"):
+    with pytest.raises(DataError, match="11 pictures in a row cannot be used, such as"):
         CocoCues(str(path), str(folder), cue_sampler=ANY).dataset("train", 0)[CueKey(0, 0)]
 
 
@@ -275,7 +283,7 @@ def test_pictures_of_the_validation_file_are_not_trained_on(coco):
     paths = {split: {e.path for e in source.dataset(split, 0).entries} for split in ("train", "val")}
     assert not paths["train"] & paths["val"]
     assert [len(paths[split]) for split in ("train", "val")] == [9, 3]
-    assert source.left_out["training images that are also in validation"] == 3
+    assert source.left_out["objects of training images that are also in validation"] == 3 * 4
     with pytest.raises(DataError, match=r"every image of .*instances.json is also in"):
         CocoCues(str(path), str(folder), str(path)).check()
 
@@ -309,7 +317,77 @@ def test_excluded_images_are_left_out(coco, tmp_path):
     source = CocoCues(str(path), str(folder), exclude=str(tmp_path / "exclude.txt"), cue_sampler=ANY)
     ids = {e.image_id for split in ("train", "val") for e in source.dataset(split, 0).entries}
     assert ids <= set(range(3, 12))
-    assert source.left_out["excluded images"] == 3
+    assert source.left_out["objects of excluded images"] == 3 * 4
+
+
+def parquet(path, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+_REFS = [
+    {"ref_id": 7, "image_id": 1, "split": "testA"},
+    {"ref_id": 8, "image_id": 2, "split": "val"},
+    {"ref_id": 9, "image_id": 5, "split": "train"},
+]
+_NAMED = [{"file_name": f"COCO_train2014_{i:012d}_{k}.jpg", "answer": "a cat"} for i, k in ((1, 0), (2, 1))]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("ids.txt", lambda p: p.write_text("1\n2\n")),
+        ("refs(unc).p", lambda p: p.write_bytes(pickle.dumps(_REFS, protocol=2))),
+        ("refs.json", lambda p: p.write_text(json.dumps(_REFS))),
+        ("refs.jsonl", lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in _REFS))),
+        ("testA.parquet", lambda p: parquet(p, _NAMED)),
+    ],
+)
+def test_images_are_excluded_by_refcocos_own_files(tmp_path, name, write):
+    write(tmp_path / name)
+    assert excluded_images(tmp_path / name) == {1, 2}
+    assert excluded_images(tmp_path) == {1, 2}, "a folder of them does as well"
+
+
+def test_an_exclude_file_runs_no_code_and_is_never_silently_empty(tmp_path, coco):
+    path, folder, _ = coco
+    (tmp_path / "refs(x).p").write_bytes(pickle.dumps([{"image_id": Path("1")}]))
+    (tmp_path / "empty.txt").write_text("")
+    for name, message in (("refs(x).p", "it holds pathlib"), ("empty.txt", "gives no image id"), ("nowhere.txt", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            CocoCues(str(path), str(folder), exclude=str(tmp_path / name)).check()
+
+
+def test_a_growing_share_of_bad_pictures_is_said(coco, caplog):
+    path, folder, _ = coco
+    data = CueDataModule(CocoCues(str(path), str(folder), cue_sampler=ANY))
+    good, bad = make_sample(), replace(make_sample(), quarantined=(("a.jpg", "broken"),))
+    data.on_before_batch_transfer(CueBatch([good] * 40), 0)
+    assert "samples could not use their picture" not in caplog.text
+    data.on_before_batch_transfer(CueBatch([bad] * 10), 0)
+    assert "20 % of the last 50 samples could not use their picture" in caplog.text
+
+
+def test_a_mistake_that_a_worker_meets_is_its_own_sentence(coco):
+    path, folder, _ = coco
+    data = CueDataModule(CocoCues(str(path), str(folder), cue_sampler=ANY, val_fraction=0.5), num_workers=1)
+    data.setup("validate")
+    for file in folder.iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        list(data.val_dataloader())
+    assert str(caught.value).startswith("6 pictures in a row cannot be used")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_words_belong_to_an_object_of_one_image(tmp_path):
+    (tmp_path / "words.jsonl").write_text('{"id": "1-7", "text": "the left cat"}\n{"id": "2-7", "text": "the right dog"}\n')
+    sampler = TextCues(dict.fromkeys(("tiny", "small", "medium", "large"), 1.0), expressions=str(tmp_path / "words.jsonl"))
+    for image_id, words in ((1, "the left cat"), (2, "the right dog")):
+        (window,) = sampler.sample((200, 200), [SceneObject((10, 10, 60, 60), "x", 7, image_id)], np.random.default_rng(0))
+        assert window.label == words
 
 
 def test_a_cue_that_stands_twice_or_shows_nothing_can_be_left_out(coco):

@@ -221,3 +221,24 @@ def test_named_by_colour_alone():
     assert words <= {"List", "all", "Where", "is", "the", "a", "red", "green", "blue"} | {"objects"}
     with pytest.raises(ConfigError, match="colours_only with up to 3 objects and 2 colours"):
         Stage(1, SceneCues(objects=(2, 3), colours=["red", "green"]), {"list": 1}, colours_only=True)
+
+
+def test_questions_may_have_scenes_of_their_own_and_black_surroundings():
+    few = SceneCues(image_size=96, objects=(2, 2), object_size=(0.2, 0.3), background="plain", clutter=0)
+    many = SceneCues(image_size=96, objects=(5, 5), object_size=(0.1, 0.15))
+    stage = Stage(1, many, {"list": 1.0, "attribute": 1.0}, questions=few, suppressed=0.5)
+    lists, black, grey = 0, 0, 0
+    for seed in range(60):
+        (made,) = qa_examples("x", stage, 1, np.random.default_rng(seed))
+        pixels = np.asarray(made.image)
+        if made.kind == "list":
+            lists += 1
+            assert len(made.boxes) == 5, "lists show the many objects"
+        elif (pixels == 0).all(axis=-1).mean() > 0.8:
+            black += 1
+        else:
+            assert (pixels == 122).all(axis=-1).mean() > 0.5, "questions show the few objects on plain grey"
+            grey += 1
+    assert min(lists, black, grey) > 5
+    with pytest.raises(ConfigError, match="suppressed is 1.5"):
+        Stage(1, many, {"attribute": 1.0}, suppressed=1.5)

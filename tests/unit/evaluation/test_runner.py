@@ -9,9 +9,11 @@ from PIL import Image
 from locus_lightning.data.synthetic.drawing import COLOURS
 from locus_lightning.data.synthetic.smallstar import KINDS, write_smallstar
 from locus_lightning.errors import ConfigError, DataError
-from locus_lightning.evaluation.benchmarks.vstar import options_of, read_vstar
+from locus_lightning.evaluation.benchmarks.refcoco import RefCOCO
+from locus_lightning.evaluation.benchmarks.vstar import VStar, options_of, read_vstar
 from locus_lightning.evaluation.extract import extract_letter, official_yes_no
-from locus_lightning.evaluation.runner import fingerprint
+from locus_lightning.evaluation.runner import Settings, evaluate, fingerprint, overlap
+from locus_lightning.rollout.hf import HFRollout
 
 OPTIONS = {"A": "red", "B": "green", "C": "light green", "D": "the left side"}
 
@@ -168,3 +170,32 @@ def test_wordy_answers_are_read_or_left_unread(text, letter):
 )
 def test_popes_own_rule(text, said):
     assert official_yes_no(text) == said
+
+
+@pytest.fixture
+def smallstar(tmp_path):
+    write_smallstar(tmp_path / "s", number=4)
+    return tmp_path / "s"
+
+
+def test_a_broken_picture_is_left_out_counted_and_listed(make_backbone, smallstar, tmp_path):
+    (smallstar / KINDS[0] / "0001.png").write_bytes(b"not a picture")
+    backbone, settings = make_backbone("llava"), Settings(max_new_tokens=4, batch_size=3)
+    for again in range(2):  # a rerun leaves it out again
+        result = evaluate(backbone, "toy", VStar(smallstar), tmp_path / "out", settings, HFRollout())
+        assert result["questions"] == 7, again
+        (left_out,) = result["malformed"]
+        assert "its picture cannot be used (UnidentifiedImageError" in left_out
+    for picture in smallstar.rglob("*.png"):
+        picture.write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="no picture of vstar can be used, such as question"):
+        evaluate(backbone, "toy", VStar(smallstar), tmp_path / "other", settings, HFRollout())
+
+
+def test_a_model_that_may_have_seen_the_pictures_is_said_to(tmp_path):
+    trained = {"annotations": ["instances_train2014.json"], "exclude": ""}
+    assert "was trained on instances_train2014.json and no images were excluded" in overlap("run", trained, RefCOCO(tmp_path))
+    assert "pictures of refcoco (COCO train2014) may be among them" in overlap("run", trained, RefCOCO(tmp_path))
+    assert not overlap("run", {**trained, "exclude": "refs(unc).p"}, RefCOCO(tmp_path))
+    assert not overlap("run", trained, VStar(tmp_path)), "V*Bench's pictures are not COCO's"
+    assert not overlap("base", None, RefCOCO(tmp_path))

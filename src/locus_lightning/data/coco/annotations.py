@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import mmap
 import os
 import unicodedata
@@ -16,13 +15,11 @@ from typing import Literal
 from urllib.parse import unquote
 
 import msgspec
-from PIL import Image
 
+from locus_lightning.data.coco.bbox import about_bad, box_of, refuse_other_forms
+from locus_lightning.data.images import Exif, is_turned, picture_size
 from locus_lightning.errors import DataError
-from locus_lightning.types import Box, SceneObject, Size
-
-_TOLERANCE = 1.0
-"""Pixels that an annotated box may reach beyond its image; COCO's own files do by rounding."""
+from locus_lightning.types import SceneObject, Size
 
 _LARGEST_ID = 2**63 - 1
 """Ids are stored as 64-bit integers in a corpus."""
@@ -71,7 +68,9 @@ class _File(msgspec.Struct):
     categories: list[_Category] | None = None
 
 
-def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], left_out: Counter[str]) -> list[CocoImage]:
+def read_coco(
+    path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], left_out: Counter[str], exif: Exif = "skip"
+) -> list[CocoImage]:
     """Images with their objects from a COCO-format file, plain or gzipped; ``left_out`` counts what is not kept.
 
     An image that is listed twice is merged. An annotation without an id of its own gets a running number. Where a size is not given, the picture's
@@ -87,11 +86,12 @@ def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], le
         raise DataError(f"the image folder {folder} does not exist; set data.source images to the folder of {path.name}'s file names.")
     content = _decode(path)
     names = {str(_whole(c.id)): c.name for c in content.categories or []}
-    images, same = _images(content.images, path, folder, left_out)
+    images, same = _images(content.images, path, folder, left_out, exif)
     number = _running_number(content.annotations)
     objects: dict[int, list[SceneObject]] = defaultdict(list)
     forms: Counter[str] = Counter()
     bad: list[str] = []
+    bad_of: Counter[int] = Counter()
     for annotation in content.annotations:
         image = images[key] if (key := same.get(_whole(annotation.image_id))) is not None else None
         object_id = number(annotation)
@@ -99,16 +99,24 @@ def read_coco(path: Path, folder: Path, bad_boxes: Literal["refuse", "skip"], le
             left_out["crowds"] += 1
         elif image is None:
             left_out["annotations without an image"] += 1
-        elif (box := _box(annotation.bbox, image.size, forms)) is None:
-            left_out["bad boxes"] += 1
+        elif (box := box_of(annotation.bbox, image.size, forms)) is None:
+            bad_of[image.id] += 1
             if not bad:
-                bad.append(_about_bad(annotation, object_id, image.size))
+                bad.append(about_bad(annotation.bbox, object_id, image.size))
         else:
-            objects[image.id].append(SceneObject(box, names.get(str(_whole(annotation.category_id)), ""), object_id))
-    _refuse_other_forms(forms, path)
+            objects[image.id].append(SceneObject(box, names.get(str(_whole(annotation.category_id)), ""), object_id, image.id))
+    refuse_other_forms(forms, path)
+    _count_bad(bad_of, images, left_out)
     if bad and bad_boxes == "refuse":
         raise DataError(f"{path}: {bad[0]}; correct it, or set data.source bad_boxes to skip.")
     return [replace(i, objects=tuple(objects[i.id])) for i in images.values() if i.id in objects]
+
+
+def _count_bad(bad_of: Mapping[int, int], images: Mapping[int, CocoImage], left_out: Counter[str]) -> None:
+    """Count bad boxes; those of pictures that are shown turned were probably drawn on the picture as shown, and are counted apart."""
+    for number, bad in bad_of.items():
+        turned = images[number].on_disk and is_turned(images[number].path)
+        left_out["bad boxes in pictures that EXIF turns" if turned else "bad boxes"] += bad
 
 
 def counted(left_out: Mapping[str, int]) -> str:
@@ -119,7 +127,9 @@ def counted(left_out: Mapping[str, int]) -> str:
 # ---- images --------------------------------------------------------------------------------------------------------------
 
 
-def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[str]) -> tuple[dict[int, CocoImage], dict[int | str, int]]:
+def _images(
+    rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[str], exif: Exif
+) -> tuple[dict[int, CocoImage], dict[int | str, int]]:
     """Images by number, and the number of each id of the file. Rows of one picture share a number."""
     find = _finder(folder)
     found: dict[int, CocoImage] = {}
@@ -133,7 +143,7 @@ def _images(rows: Sequence[_Image], path: Path, folder: Path, left_out: Counter[
         key, (picture, on_disk) = _whole(row.id), find(name)
         known = number_of.get(key, by_path.get(picture))
         before = None if known is None else found[known]
-        size = _size_of(row, picture)
+        size = _size_of(row, picture, exif)
         if before is None:
             number = key if isinstance(key, int) else next(spare)
             if abs(number) > _LARGEST_ID:
@@ -168,16 +178,12 @@ def _finder(folder: Path) -> Callable[[str], tuple[str, bool]]:
     return find
 
 
-def _size_of(row: _Image, picture: str) -> Size:
+def _size_of(row: _Image, picture: str, exif: Exif) -> Size:
     """The annotated size; where it is not given, the size in the picture's header, or 0 x 0 if that cannot be read."""
     width, height = _whole(row.width), _whole(row.height)
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         return width, height
-    try:
-        with Image.open(picture) as opened:
-            return opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0, 0
+    return picture_size(picture, exif)
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------------
@@ -214,59 +220,6 @@ def _running_number(annotations: Sequence[_Annotation]) -> Callable[[_Annotation
         return own
 
     return number
-
-
-# ---- boxes ---------------------------------------------------------------------------------------------------------------
-
-
-def _corners(bbox: list[float | None] | None) -> Box | None:
-    """The four numbers of a box, or None where there are not four finite ones."""
-    if bbox is None or len(bbox) != 4:
-        return None
-    a, b, c, d = (math.nan if value is None else value for value in bbox)
-    return (a, b, c, d) if all(map(math.isfinite, (a, b, c, d))) else None
-
-
-def _inside(box: Box, size: Size) -> bool:
-    x1, y1, x2, y2 = box
-    return min(x1, y1) >= -_TOLERANCE and x2 <= size[0] + _TOLERANCE and y2 <= size[1] + _TOLERANCE and x2 > x1 and y2 > y1
-
-
-def _box(bbox: list[float | None] | None, size: Size, forms: Counter[str]) -> Box | None:
-    """The box as corners, or None where it is bad. ``forms`` counts the readings of four numbers that are possible."""
-    if (found := _corners(bbox)) is None:
-        return None
-    x, y, w, h = found
-    box = (x, y, x + w, y + h)
-    good = w > 0 and h > 0 and _inside(box, size)
-    forms["boxes"] += 1
-    forms["sizes"] += good
-    forms["corners"] += _inside(found, size)
-    forms["shares"] += max(found) <= 1
-    return box if good else None
-
-
-def _about_bad(annotation: _Annotation, object_id: int, size: Size) -> str:
-    shown = [int(v) if v is not None and v == v and v == int(v) else v for v in annotation.bbox or []]
-    return f"annotation {object_id} has bbox {shown} in an image of {size[0]}x{size[1]} px"
-
-
-def _refuse_other_forms(forms: Counter[str], path: Path) -> None:
-    """Corners and shares of the image are not COCO's form, and would pass for small boxes until few or none are left.
-
-    Raises:
-        DataError: every box is valid as two corners and some are not valid as corner and size, or no number of any box is above 1.
-    """
-    total, as_sizes = forms["boxes"], forms["sizes"]
-    if total and forms["shares"] == total:
-        raise DataError(
-            f"{path}: no number of any bbox is above 1, so they look like shares of the image; COCO's are x, y, width, height in pixels."
-        )
-    if as_sizes < total == forms["corners"]:
-        raise DataError(
-            f"{path}: {total - as_sizes} of {total} boxes are not valid as x, y, width, height and all are as x1, y1, x2, y2; "
-            "convert each bbox to COCO's x, y, width, height."
-        )
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------------

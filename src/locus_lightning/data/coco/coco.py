@@ -6,15 +6,18 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.data.coco.annotations import CocoImage, counted, read_coco
+from locus_lightning.data.coco.excluded import excluded_images
 from locus_lightning.data.coco.index import CueEntry, CueSet, in_mix, open_file, windows_of
+from locus_lightning.data.images import Exif
 from locus_lightning.data.source import CueDataset, CueSource, Split
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import SizeBin
@@ -37,11 +40,14 @@ class CocoCues(CueSource):
         val_size: The number of cues to keep for validation (paper: 500).
         val_fraction: The share of the images that is set aside for validation when one file is split.
         per_image: The largest number of cues of one image.
-        exclude: A file with one image id a line; these images are left out, such as the RefCOCO test images that lie in train2014.
+        exclude: Images to leave out, such as RefCOCO's test images, which lie in COCO's train2014: a file with one image id a line, or
+            RefCOCO's own files (``refs(unc).p``, parquet, JSON; a folder of them), whose rows outside the training split are taken.
         bad_boxes: What happens to a box that reaches beyond its image by over 1 px or has no area: ``skip`` and count it, or ``refuse``
             the file. COCO's own files hold three such boxes.
         min_texture: The smallest standard deviation of a cue's grey levels (0-255); 0 takes any. A cue below it is replaced by the
             next.
+        exif: What happens to a picture that its EXIF orientation turns, where the annotated size does not settle whether its boxes were drawn
+            on the picture as stored or as shown: ``skip`` leaves it out with a note, ``apply`` turns it, ``ignore`` takes it as stored.
         max_match: How well a cue may match its image elsewhere (normalised cross-correlation, such as 0.9); 1 takes any.
         cue_sampler: Which windows become cues, and the mix of sizes; null is ``ObjectCues``.
     """
@@ -60,6 +66,7 @@ class CocoCues(CueSource):
         bad_boxes: Literal["refuse", "skip"] = "skip",
         min_texture: float = 0.0,
         max_match: float = 1.0,
+        exif: Exif = "skip",
         cue_sampler: CueSampler | None = None,
     ) -> None:
         if min(train_size, val_size, per_image) < 1 or not 0 < val_fraction < 1:
@@ -70,7 +77,7 @@ class CocoCues(CueSource):
         if val_annotations:
             self.files["val"] = (Path(val_annotations).expanduser(), Path(val_images or images).expanduser())
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size}
-        self.val_fraction, self.per_image, self.bad_boxes = val_fraction, per_image, bad_boxes
+        self.val_fraction, self.per_image, self.bad_boxes, self.exif = val_fraction, per_image, bad_boxes, exif
         self.exclude = Path(exclude).expanduser() if exclude else None
         self.min_texture, self.max_match = min_texture, max_match
         self.cue_sampler = cue_sampler or ObjectCues()
@@ -78,18 +85,19 @@ class CocoCues(CueSource):
         self.missing: list[str] = []
         self._images: dict[Split, list[CocoImage]] = {}
         self._counts: dict[str, object] = {}
-        self._found: dict[SizeBin, int] = {}
+        self._not_used: dict[Split, Counter[str]] = {}
 
     def check(self) -> None:
         """Read and validate the annotation files, once. No image is opened."""
         if self._images:
             return
-        excluded = self._excluded()
+        excluded = excluded_images(self.exclude) if self.exclude else set()
         for split, (file, folder) in self.files.items():
-            images = read_coco(file, folder, self.bad_boxes, self.left_out)
-            self.left_out["excluded images"] += sum(image.id in excluded for image in images)
+            images = read_coco(file, folder, self.bad_boxes, self.left_out, self.exif)
             kept = [i for i in images if i.id not in excluded]
             lost = [i for i in kept if not i.on_disk]
+            self.left_out["objects of excluded images"] += sum(len(i.objects) for i in images if i.id in excluded)
+            self.left_out["objects of missing images"] += sum(len(i.objects) for i in lost)
             self.missing += [image.path for image in lost]
             self._images[split] = [image for image in kept if image.on_disk]
             if not self._images[split]:
@@ -98,10 +106,13 @@ class CocoCues(CueSource):
                     f"(left out: {counted(self.left_out)}); check data.source images."
                 )
         self._keep_validation_apart()
-        if self.left_out["bad boxes"]:
-            log.warning("%d boxes have no area or reach beyond their image and are left out", self.left_out["bad boxes"])
+        for name, why in (
+            ("bad boxes", ""),
+            ("bad boxes in pictures that EXIF turns", ": their sizes are annotated as stored, not as shown"),
+        ):
+            if self.left_out[name]:
+                log.warning("%d %s have no area or reach beyond their image and are left out%s", self.left_out[name], name, why)
         if self.missing:
-            self.left_out["missing images"] = len(self.missing)
             log.warning("%d annotated images are not on disk and are left out, such as %s", len(self.missing), self.missing[0])
 
     def _keep_validation_apart(self) -> None:
@@ -109,8 +120,11 @@ class CocoCues(CueSource):
         if "val" not in self._images:
             return
         held_out = {os.path.realpath(image.path) for image in self._images["val"]}
-        kept = [image for image in self._images["train"] if os.path.realpath(image.path) not in held_out]
-        self.left_out["training images that are also in validation"] += len(self._images["train"]) - len(kept)
+        shared = [image for image in self._images["train"] if os.path.realpath(image.path) in held_out]
+        kept = (
+            [image for image in self._images["train"] if os.path.realpath(image.path) not in held_out] if shared else self._images["train"]
+        )
+        self.left_out["objects of training images that are also in validation"] += sum(len(image.objects) for image in shared)
         if not kept:
             raise DataError(
                 f"every image of {self.files['train'][0]} is also in {self.files['val'][0]}; give validation images of its own, or leave out "
@@ -122,27 +136,34 @@ class CocoCues(CueSource):
         """See :meth:`CueSource.dataset`."""
         self.check()
         images = self.images_of(split, seed)
-        entries = self.index(images, self.sizes[split], seed)
+        entries, found, not_used = self.index(images, self.sizes[split], seed)
+        self._not_used[split] = not_used
         if not entries:
             raise DataError(
                 f"{self.files.get(split, self.files['train'])[0]} gives no {split} cues in the mix {self.cue_sampler.mix} with sides of at "
-                f"least {self.cue_sampler.min_side} px (found: {self._found or 'none'}; left out: {counted(self.left_out)}); "
+                f"least {self.cue_sampler.min_side} px (found: {found or 'none'}; left out: {counted(self.left_out + not_used)}); "
                 "change cue_sampler.mix or min_side."
             )
         bins = dict(Counter(e.window.size_bin for e in entries))
         self._counts[split] = {"cues": len(entries), "images": len({e.image_id for e in entries}), "bins": bins}
         log.info("%s: %d cues of %d images, %s", split, len(entries), len({e.image_id for e in entries}), bins)
-        return CueSet(entries, self.cue_sampler.cue, open_file, self.min_texture, self.max_match)
+        return CueSet(entries, self.cue_sampler.cue, partial(open_file, exif=self.exif), self.min_texture, self.max_match)
+
+    def origin(self) -> dict[str, Any]:
+        """See :meth:`CueSource.origin`."""
+        return {"annotations": [str(file) for file, _ in self.files.values()], "exclude": str(self.exclude or "")}
 
     def summary(self) -> dict[str, object]:
         """Counts of cues and of what was left out."""
-        return {**self._counts, "left_out": dict(self.left_out), "missing_images": self.missing[:20]}
+        left_out = sum(self._not_used.values(), self.left_out)
+        return {**self._counts, "left_out": {k: n for k, n in left_out.items() if n}, "missing_images": self.missing[:20]}
 
-    def index(self, images: Iterable[CocoImage], size: int, seed: int) -> list[CueEntry]:
-        """Windows of all images, then ``size`` of them in the mix."""
-        by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, self.left_out)
-        self._found = {name: len(entries) for name, entries in by_bin.items()}
-        return in_mix(by_bin, self.cue_sampler.mix, size, seed)
+    def index(self, images: Iterable[CocoImage], size: int, seed: int) -> tuple[list[CueEntry], dict[SizeBin, int], Counter[str]]:
+        """Windows of all images, ``size`` of them in the mix; how many there are of each size, and what was not used."""
+        not_used: Counter[str] = Counter()
+        by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, not_used)
+        found = {name: len(entries) for name, entries in by_bin.items()}
+        return in_mix(by_bin, self.cue_sampler.mix, size, seed, not_used), found, not_used
 
     def images_of(self, split: Split, seed: int) -> list[CocoImage]:
         """Images of a split; of one file, a random ``val_fraction`` of its images is held out."""
@@ -154,14 +175,6 @@ class CocoCues(CueSource):
         order = np.random.default_rng(seed).permutation(len(images))
         held_out = set(order[: max(1, round(len(images) * self.val_fraction))].tolist())
         return [image for i, image in enumerate(images) if (i in held_out) == (split == "val")]
-
-    def _excluded(self) -> set[int]:
-        if self.exclude is None:
-            return set()
-        try:
-            return {int(line) for line in self.exclude.read_text().split()}
-        except (OSError, ValueError) as cause:
-            raise DataError(f"data.source exclude {self.exclude} cannot be read as one image id a line ({cause}).") from cause
 
 
 def _tried(lost: list[CocoImage]) -> str:

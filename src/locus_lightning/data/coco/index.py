@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from locus_lightning.boxes import pairwise_iou
-from locus_lightning.cue_samplers.base import CueSampler
+from locus_lightning.boxes import pairwise_iou, size_bin
+from locus_lightning.cue_samplers.base import CueSampler, checked_windows
 from locus_lightning.data.coco.annotations import CocoImage
 from locus_lightning.data.coco.filters import second_match, texture
+from locus_lightning.data.images import Exif, open_rgb
 from locus_lightning.data.source import CueDataset, CueKey
-from locus_lightning.errors import DataError
+from locus_lightning.errors import DataError, PictureError
 from locus_lightning.types import Box, Cue, CueSample, CueWindow, IntBox, Size, SizeBin
 
 
@@ -40,12 +39,18 @@ def windows_of(
 ) -> dict[SizeBin, list[CueEntry]]:
     """Windows of images by size bin, without near-duplicates, at most ``per_image`` of one image (our decision 6).
 
-    An image's windows depend on ``seed`` and its id alone. ``left_out`` counts what is not kept.
+    An image's windows depend on ``seed`` and its id alone. ``left_out`` counts what is not kept, object by object where the sampler's windows
+    belong to objects.
+
+    Raises:
+        PluginError: a window is none that can be trained on (:func:`~locus_lightning.cue_samplers.base.checked_windows`).
     """
     by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
     for image in images:
         rng = np.random.default_rng([seed, image.id % 2**64])  # an id may be negative
-        found = sampler.sample(image.size, image.objects, rng) or []
+        found = checked_windows(sampler, image.size, image.objects, rng, image.path)
+        if sampler.about_objects and len(found) < len(image.objects):
+            left_out.update(_without_window(sampler, image, found))
         windows = _without_duplicates(found)
         left_out["near-duplicate windows"] += len(found) - len(windows)
         left_out["windows over per_image"] += max(0, len(windows) - per_image)
@@ -54,13 +59,34 @@ def windows_of(
     return by_bin
 
 
+def _without_window(sampler: CueSampler, image: CocoImage, windows: Sequence[CueWindow]) -> Counter[str]:
+    """Why objects of an image gave no window, counted."""
+    reasons: Counter[str] = Counter()
+    taken = {window.object_id for window in windows}
+    for found in image.objects:
+        if found.id in taken:
+            continue
+        window = sampler.integer_window(found.box, image.size)
+        if window is None:
+            reasons[f"objects with a side under {sampler.min_side} px"] += 1
+        elif size_bin(window, image.size) not in sampler.mix:
+            reasons["objects of sizes outside the mix"] += 1
+        else:
+            reasons["objects that the cue sampler does not take"] += 1
+    return reasons
+
+
+_MOST_BAD = 100
+"""Pictures in a row that may be unusable before the folder itself is taken to be gone, such as a mount that was lost (our choice)."""
+
+
 class CueSet(CueDataset):
-    """Samples of an index. A picture that does not open is replaced by the next entry's and noted on the sample.
+    """Samples of an index. A picture that cannot be used is replaced by the next entry's and noted on the sample.
 
     Args:
         entries: the index.
         make: cuts the cue out of the picture.
-        open_image: opens the picture of an entry; raises OSError or ValueError where that fails.
+        open_image: opens the picture of an entry; raises PictureError where that fails.
         min_texture: see :class:`~locus_lightning.data.coco.coco.CocoCues`.
         max_match: see there.
     """
@@ -90,8 +116,10 @@ class CueSet(CueDataset):
                 continue
             try:
                 image = self.open_image(entry)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            except PictureError as cause:
                 bad.append((entry.path, str(cause)))
+                if len(bad) == _MOST_BAD:
+                    break
                 continue
             if not self._worth_asking(image, entry.window.box):
                 continue
@@ -101,7 +129,9 @@ class CueSet(CueDataset):
             return CueSample(entry.id, image, self.make(image, entry.window), box, others=others, quarantined=tuple(bad))
         if not bad:
             raise DataError(f"no cue passes min_texture {self.min_texture} and max_match {self.max_match}; relax data.source.")
-        raise DataError(f"none of the {len(bad)} images of this split can be opened, such as {bad[0][0]} ({bad[0][1]}).")
+        raise DataError(
+            f"{len(bad)} pictures in a row cannot be used, such as {bad[0][0]} ({bad[0][1]}); check that the picture folder is still there."
+        )
 
     def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
         if self.min_texture > 0 and texture(image, window) < self.min_texture:
@@ -109,33 +139,13 @@ class CueSet(CueDataset):
         return self.max_match >= 1 or second_match(image, window) <= self.max_match
 
 
-def open_file(entry: CueEntry) -> Image.Image:
+def open_file(entry: CueEntry, exif: Exif = "skip") -> Image.Image:
     """The picture of an entry from its path.
 
     Raises:
-        OSError, ValueError: it does not open, or is not of the annotated size.
+        PictureError: see :func:`~locus_lightning.data.images.open_rgb`.
     """
-    return decode_image(entry.path, entry.size)
-
-
-def decode_image(file: str | io.BytesIO, size: Size) -> Image.Image:
-    """A picture of a known size as RGB.
-
-    Raises:
-        OSError, ValueError: it does not open, or is of another size.
-    """
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
-    if image.size != size:
-        raise ValueError(f"the file is {image.width}x{image.height} px, its annotation says {size[0]}x{size[1]}")
-    return image
-
-
-def data_url(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> str:
-    """A picture inside an address, for pages and requests that stand alone."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=quality)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return open_rgb(entry.path, entry.size, exif)
 
 
 def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:
@@ -156,8 +166,10 @@ def _without_duplicates(windows: Sequence[CueWindow]) -> list[CueWindow]:
     return [windows[i] for i in kept]
 
 
-def in_mix(by_bin: dict[SizeBin, list[CueEntry]], mix: dict[SizeBin, float], size: int, seed: int) -> list[CueEntry]:
-    """At most ``size`` entries in the shares of ``mix``; the scarcest bin bounds the whole."""
+def in_mix(
+    by_bin: dict[SizeBin, list[CueEntry]], mix: dict[SizeBin, float], size: int, seed: int, left_out: Counter[str]
+) -> list[CueEntry]:
+    """At most ``size`` entries in the shares of ``mix``; the scarcest bin bounds the whole. ``left_out`` counts the others."""
     rng = np.random.default_rng([seed, size])
     bound = min([size, *(int(len(by_bin[name]) / share) for name, share in mix.items())])
     chosen: list[CueEntry] = []
@@ -165,4 +177,5 @@ def in_mix(by_bin: dict[SizeBin, list[CueEntry]], mix: dict[SizeBin, float], siz
         found = by_bin[name]
         picked = rng.permutation(len(found))[: round(bound * share)]
         chosen += [found[i] for i in sorted(picked)]
+    left_out["windows beyond the mix or the number asked for"] += sum(map(len, by_bin.values())) - len(chosen)
     return sorted(chosen, key=lambda e: (e.image_id, e.window.object_id))

@@ -11,12 +11,11 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,8 +28,10 @@ from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.coco.index import CueEntry, in_mix, open_file, windows_of
 from locus_lightning.data.corpus import corpus
 from locus_lightning.data.corpus.files import disk_full_is_a_sentence, in_parallel, write
+from locus_lightning.data.corpus.statistics import counts_of, files_of, statistics_of
+from locus_lightning.data.images import Exif
 from locus_lightning.data.source import SPLITS, Split
-from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.errors import ConfigError, DataError, PictureError
 from locus_lightning.files import whole
 from locus_lightning.types import SizeBin
 
@@ -38,6 +39,7 @@ _IMAGES_A_PART = 4000
 _PARTS_WORTH_PROCESSES = 100
 """Fewer parts of the index are done sooner than processes have started (COCO's train2017 is 30)."""
 
+_UNREADABLE = "cues of pictures that cannot be used"
 _IMAGES_A_SHARD = 1000
 _IMAGES_A_ROW_GROUP = 16
 
@@ -58,8 +60,9 @@ class BuildSettings:
         cues: ``objects`` or ``random`` windows.
         min_side: The least side of a window, original pixels.
         per_image: The largest number of cues of one picture.
-        exclude: A file of image ids to leave out.
+        exclude: A file of image ids to leave out, or RefCOCO's own files.
         bad_boxes: ``skip`` and count them, or ``refuse`` the file.
+        exif: ``skip``, ``apply`` or ``ignore`` an EXIF orientation that the annotated size does not settle.
         verify: open every picture that has a cue and leave out those that do not open (shards do so always).
         shards: put the pictures' bytes into the corpus.
         seed: The seed of everything random.
@@ -78,6 +81,7 @@ class BuildSettings:
     per_image: int = 8
     exclude: str | None = None
     bad_boxes: Literal["refuse", "skip"] = "skip"
+    exif: Exif = "skip"
     verify: bool = False
     shards: bool = False
     seed: int = 0
@@ -94,7 +98,7 @@ class BuildSettings:
         images, val_images = (str(Path(f).expanduser().absolute()) if f else None for f in (self.images, self.val_images))
         return CocoCues(
             self.annotations, images or "", self.val_annotations, val_images, self.train, self.val, self.val_fraction,
-            self.per_image, self.exclude, self.bad_boxes, cue_sampler=self.sampler(),
+            self.per_image, self.exclude, self.bad_boxes, exif=self.exif, cue_sampler=self.sampler(),
         )  # fmt: skip
 
 
@@ -137,14 +141,14 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
                 by_bin[entry.window.size_bin].append(entry)
         found[split] = {name: len(entries) for name, entries in by_bin.items()}
         mix: Any = source.cue_sampler.mix
-        chosen[split] = in_mix(by_bin, mix, source.sizes[split], settings.seed)
+        chosen[split] = in_mix(by_bin, mix, source.sizes[split], settings.seed, left_out)
         if not chosen[split]:
             raise DataError(
                 f"{settings.annotations} gives no {split} cues in the mix {settings.mix} with sides of at least {settings.min_side} px "
                 f"(found: {found[split] or 'none'}; left out: {counted(left_out)}); change --mix, --min-side or --val-fraction."
             )
     if settings.verify or settings.shards:
-        chosen = _only_openable(chosen, folder, workers, left_out)
+        chosen = _only_openable(chosen, settings, folder, workers, left_out)
     for split, entries in chosen.items():
         write(corpus.to_table(entries, common), folder / "index" / f"{split}.parquet")
     if settings.shards:
@@ -157,12 +161,12 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         "sources": {name: {"file": str(file), "sha256": hashes[name]} for name, (file, _) in source.files.items()},
         "images": str(common),
         "shards": settings.shards,
-        "counts": {split: _counts(entries) for split, entries in chosen.items()},
+        "counts": {split: counts_of(entries) for split, entries in chosen.items()},
         "found": found,
         "left_out": {name: number for name, number in sorted(left_out.items()) if number},
         "missing_images": source.missing[:20],
-        "statistics": {split: _statistics(entries) for split, entries in chosen.items()},
-        "files": _files(folder),
+        "statistics": {split: statistics_of(entries) for split, entries in chosen.items()},
+        "files": files_of(folder),
     }
     with whole(folder / corpus.MANIFEST) as beside:
         beside.write_text(json.dumps(manifest, indent=2) + "\n")
@@ -183,14 +187,14 @@ def _index_part(job: tuple[Path, Path, Sequence[CocoImage], BuildSettings]) -> P
     return path
 
 
-def _verify_part(job: tuple[Path, Sequence[CueEntry]]) -> Path:
-    path, entries = job
+def _verify_part(job: tuple[Path, Sequence[CueEntry], Exif]) -> Path:
+    path, entries, exif = job
     if not path.is_file():
         bad = {}
         for entry in entries:
             try:
-                open_file(entry)
-            except (OSError, ValueError, SyntaxError) as cause:
+                open_file(entry, exif)
+            except PictureError as cause:
                 bad[entry.path] = str(cause)
         write(
             pa.table({"path": list(bad), "reason": list(bad.values())}, pa.schema([("path", pa.string()), ("reason", pa.string())])), path
@@ -209,19 +213,33 @@ def _shard(job: tuple[Path, Path, Sequence[str]]) -> Path:
     return path
 
 
-def _only_openable(chosen: dict[Split, list[CueEntry]], folder: Path, workers: int, left_out: Counter[str]) -> dict[Split, list[CueEntry]]:
-    """Open every picture once; cues of those that do not open are left out, counted and listed."""
+def _only_openable(
+    chosen: dict[Split, list[CueEntry]], settings: BuildSettings, folder: Path, workers: int, left_out: Counter[str]
+) -> dict[Split, list[CueEntry]]:
+    """Open every picture once; cues of those that cannot be used are left out, counted and listed.
+
+    Raises:
+        DataError: a split has none left.
+    """
     first = {entry.path: entry for entries in chosen.values() for entry in entries}
     every = [first[path] for path in sorted(first)]
-    jobs = [(folder / "parts" / f"verify-{n:05d}.parquet", every[i : i + 500]) for n, i in enumerate(range(0, len(every), 500))]
+    jobs = [
+        (folder / "parts" / f"verify-{n:05d}.parquet", every[i : i + 500], settings.exif) for n, i in enumerate(range(0, len(every), 500))
+    ]
     bad: dict[str, str] = {}
     for path in in_parallel(_verify_part, jobs, workers, f"opening {len(every):,} pictures"):
         table = pq.read_table(path)
         bad |= dict(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    left_out["pictures that do not open"] += len(bad)
     for name, reason in sorted(bad.items()):
         print(f"left out: {name} ({reason})")
-    return {split: [entry for entry in entries if entry.path not in bad] for split, entries in chosen.items()}
+    kept = {split: [entry for entry in entries if entry.path not in bad] for split, entries in chosen.items()}
+    left_out[_UNREADABLE] += sum(len(entries) for entries in chosen.values()) - sum(len(entries) for entries in kept.values())
+    for split, entries in kept.items():
+        if not entries:
+            raise DataError(
+                f"no picture of the {split} split can be used, such as {next(iter(bad))} ({next(iter(bad.values()))}); left out: {counted(left_out)}."
+            )
+    return kept
 
 
 def _write_shards(entries: Sequence[CueEntry], common: Path, folder: Path, workers: int) -> None:
@@ -261,31 +279,3 @@ def _claim(folder: Path, key: str) -> bool:
     for stale in folder.rglob("*.writing"):
         stale.unlink()
     return True
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    """Size and hash of every file of the corpus."""
-    files = sorted((*(folder / "index").iterdir(), *(folder / "shards").glob("*.parquet")))
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": corpus.digest(p)} for p in files}
-
-
-def _counts(entries: Iterable[CueEntry]) -> dict[str, Any]:
-    entries = list(entries)
-    return {
-        "cues": len(entries),
-        "images": len({e.path for e in entries}),
-        "bins": dict(sorted(Counter(e.window.size_bin for e in entries).items())),
-        "labels": len({e.window.label for e in entries}),
-    }
-
-
-def _statistics(entries: Sequence[CueEntry]) -> dict[str, Any]:
-    """Quantiles of side, share of the picture and scale; the most frequent labels."""
-    sides = np.array([(e.window.box[2] - e.window.box[0], e.window.box[3] - e.window.box[1]) for e in entries], dtype=float)
-    areas = np.array([e.size[0] * e.size[1] for e in entries], dtype=float)
-    columns = {
-        "width": sides[:, 0], "height": sides[:, 1], "share": sides.prod(axis=1) / areas, "scale": np.array([e.window.scale for e in entries]),
-    }  # fmt: skip
-    at = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-    table = {name: {f"{q:g}": round(float(v), 5) for q, v in zip(at, np.quantile(c, at), strict=True)} for name, c in columns.items()}
-    return {**table, "labels": dict(Counter(e.window.label for e in entries).most_common(20))}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageDraw
 
-from locus_lightning.data.coco.index import data_url
+from locus_lightning.data.images import data_url
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.files import render
 from locus_lightning.types import CueSample

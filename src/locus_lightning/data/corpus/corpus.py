@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from PIL import Image
 
 from locus_lightning.cue_samplers.base import crop_cue
 from locus_lightning.cue_samplers.text_cue import cue_in_words, read_expressions
-from locus_lightning.data.coco.index import CueEntry, CueSet, decode_image, open_file
+from locus_lightning.data.coco.index import CueEntry, CueSet, open_file
+from locus_lightning.data.images import Exif, open_rgb
 from locus_lightning.data.source import CueDataset, CueSource, Split
-from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.errors import ConfigError, DataError, PictureError
 from locus_lightning.types import CueWindow
 
 FORMAT = 1
@@ -105,12 +106,19 @@ class CorpusCues(CueSource):
         make = crop_cue
         if self.expressions is not None:
             said = read_expressions(self.expressions)
-            known = [e for e in entries if str(e.window.object_id) in said]
-            entries = [replace(e, window=replace(e.window, label=said[str(e.window.object_id)])) for e in known]
+            words = ((entry, said.of(entry.image_id, entry.window.object_id)) for entry in entries)
+            entries = [replace(entry, window=replace(entry.window, label=text)) for entry, text in words if text is not None]
             make = cue_in_words
         if not entries:
             raise DataError(f"the corpus {self.folder} has no {split} cues" + (" with words" if self.expressions else "") + ".")
-        return CueSet(entries, make, open_file if folder is not None else Shards(self.folder))
+        exif: Exif = self.manifest["settings"].get("exif", "skip")
+        return CueSet(entries, make, partial(open_file, exif=exif) if folder is not None else Shards(self.folder, exif))
+
+    def origin(self) -> dict[str, Any]:
+        """See :meth:`CueSource.origin`."""
+        self.check()
+        sources, settings = self.manifest.get("sources", {}), self.manifest.get("settings", {})
+        return {"annotations": [str(source["file"]) for source in sources.values()], "exclude": settings.get("exclude") or ""}
 
     def summary(self) -> dict[str, object]:
         """Counts and hashes from the manifest."""
@@ -155,21 +163,22 @@ class Shards:
 
     Args:
         folder: of the corpus.
+        exif: what the corpus was built with.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, exif: Exif = "skip") -> None:
+        self.folder, self.exif = folder, exif
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._held: tuple[tuple[Path, int], list[bytes]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_places": {}, "_held": None}
+        return {"folder": self.folder, "exif": self.exif, "_places": {}, "_held": None}
 
     def __call__(self, entry: CueEntry) -> Image.Image:
         """The picture of an entry.
 
         Raises:
-            OSError, ValueError: it is in no shard, does not open, or is not of the annotated size.
+            PictureError: it is in no shard, or cannot be used.
         """
         if not self._places:
             for path in sorted((self.folder / "shards").glob("*.parquet")):
@@ -178,11 +187,11 @@ class Shards:
                     names = file.read_row_group(group, columns=["file_name"]).column(0).to_pylist()
                     self._places |= {name: (path, group, row) for row, name in enumerate(names)}
         if entry.path not in self._places:
-            raise ValueError("the picture is in no shard")
+            raise PictureError("the picture is in no shard")
         path, group, row = self._places[entry.path]
         if self._held is None or self._held[0] != (path, group):
             self._held = (path, group), pq.ParquetFile(path).read_row_group(group, columns=["image"]).column(0).to_pylist()
-        return decode_image(io.BytesIO(self._held[1][row]), entry.size)
+        return open_rgb(self._held[1][row], entry.size, self.exif)
 
 
 def parse_mix(text: str) -> dict[str, float]:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from locus_lightning.cue_samplers.text_cue import MOST_WORDS
-from locus_lightning.data.coco.index import CueSet, data_url
+from locus_lightning.data.coco.index import CueSet
+from locus_lightning.data.images import data_url
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.errors import DataError
 from locus_lightning.files import lines_of
@@ -38,6 +39,7 @@ class Read:
 
 def write_requests(sets: Sequence[CueDataset], path: Path, model: str, limit: int | None = None) -> int:
     """One request a cue in the OpenAI batch format, pictures inside; returns their number."""
+    _ids(sets)
     total = sum(min(len(one), limit or len(one)) for one in sets)
     path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -59,6 +61,19 @@ def write_requests(sets: Sequence[CueDataset], path: Path, model: str, limit: in
     return number
 
 
+def _ids(sets: Sequence[CueDataset]) -> set[str]:
+    """The ids of all cues.
+
+    Raises:
+        DataError: two splits share an id, so that words for one would be taken for the other's.
+    """
+    ids = [entry.id for one in sets if isinstance(one, CueSet) for entry in one.entries]
+    if len(set(ids)) < len(ids):
+        twice = next(iter(Counter(ids).most_common(1)))[0]
+        raise DataError(f"two cues of the corpus have the id {twice}; give the training and the validation file different image ids.")
+    return set(ids)
+
+
 def _samples(sets: Sequence[CueDataset], limit: int | None) -> Iterator[CueSample]:
     for one in sets:
         for i in range(min(len(one), limit or len(one))):
@@ -75,7 +90,7 @@ def read_answers(sets: Sequence[CueDataset], answers: Path, out: Path) -> Read:
     Raises:
         DataError: the file cannot be read.
     """
-    wanted = {entry.id for one in sets if isinstance(one, CueSet) for entry in one.entries}
+    wanted = _ids(sets)
     kept: dict[str, str] = {}
     refused: Counter[str] = Counter()
     try:

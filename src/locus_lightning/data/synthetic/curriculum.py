@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from locus_lightning.boxes import keep_only
 from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Split
 from locus_lightning.data.synthetic.drawing import Look
-from locus_lightning.data.synthetic.qa_examples import SEARCH, TASKS
+from locus_lightning.data.synthetic.qa_examples import SEARCH, TASKS, WORDS
 from locus_lightning.data.synthetic.scenes import Scene, SceneCues
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Question, Sample
@@ -24,6 +25,9 @@ class Stage:
         scenes: The scenes that are drawn.
         mix: The share of each kind of QA example: list, list_boxes, ground, name_box, name_crop, attribute, count, relation,
             choose_attribute, choose_relation, and in the format of cue search cue and text_cue.
+        questions: The scenes of the examples that ask for a word: attribute, count, relation, choose_attribute and choose_relation; null is
+            ``scenes``.
+        suppressed: The share of attribute and relation questions in whose picture all but the objects in question is black.
         cues: The scenes of the ``cue`` examples; null is ``scenes``.
         text_cues: The scenes of the ``text_cue`` examples; their cue sampler is ``TextCues``.
         colours_only: Whether objects have different colours and are named by them alone. A model learns much sooner where an object is
@@ -33,6 +37,8 @@ class Stage:
     epochs: int
     scenes: SceneCues
     mix: dict[str, float]
+    questions: SceneCues | None = None
+    suppressed: float = 0.0
     cues: SceneCues | None = None
     text_cues: SceneCues | None = None
     colours_only: bool = False
@@ -50,6 +56,8 @@ class Stage:
             raise ConfigError(
                 f"SceneQA: colours_only with up to {self.scenes.objects[1]} objects and {len(self.scenes.colours)} colours; give more colours."
             )
+        if not 0 <= self.suppressed <= 1:
+            raise ConfigError(f"SceneQA: a stage's suppressed is {self.suppressed}; it is a share between 0 and 1.")
         if self.epochs < 1:
             raise ConfigError(f"SceneQA: a stage lasts {self.epochs} epochs; it is at least 1.")
 
@@ -108,13 +116,13 @@ class _QADataset(CueDataset):
         return qa_examples(name, replace(self.source.stages[-1], mix={task: 1.0}), 1, rng)
 
 
-def _scene(stage: Stage, rng: np.random.Generator) -> Scene:
+def _scene(stage: Stage, scenes: SceneCues, rng: np.random.Generator) -> Scene:
     """A scene as a stage names its objects."""
-    scene = stage.scenes.draw(rng)
+    scene = scenes.draw(rng)
     if not stage.colours_only:
         return scene
     while len({look.colour for look in scene.looks}) < len(scene.looks):
-        scene = stage.scenes.draw(rng)
+        scene = scenes.draw(rng)
     return replace(scene, looks=tuple(Look("", look.colour, "plain") for look in scene.looks))
 
 
@@ -128,15 +136,19 @@ def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) 
     found: dict[str, Sample] = {}
     for attempt in range(200):
         if attempt % 20 == 0:
-            scene = _scene(stage, rng)
+            scene = _scene(stage, stage.scenes, rng)
+            asked_about = _scene(stage, stage.questions, rng) if stage.questions else scene
         task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
         if task in SEARCH:
             scenes = stage.text_cues if task == "text_cue" else stage.cues
             found.setdefault(task, (scenes or stage.scenes).cue(name, rng))
         else:
-            made = TASKS[task](scene, rng)
+            drawn = asked_about if task in WORDS else scene
+            made = TASKS[task](drawn, rng)
             if made:
-                image = scene.image if made.crop is None else scene.image.crop(made.crop)
+                image = drawn.image if made.crop is None else drawn.image.crop(made.crop)
+                if made.about and stage.suppressed and rng.random() < stage.suppressed:
+                    image = keep_only(image, [drawn.boxes[i] for i in made.about])
                 found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
         if len(found) == number or (found and attempt == 19):
             return tuple(found.values())

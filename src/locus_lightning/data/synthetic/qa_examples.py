@@ -14,13 +14,14 @@ from locus_lightning.types import Box, IntBox
 
 @dataclass(frozen=True)
 class QAExample:
-    """Question and answer about a scene; ``{0}``, ``{1}``, ... stand for ``boxes``."""
+    """Question and answer about a scene; ``{0}``, ``{1}``, ... stand for ``boxes``, and ``about`` are the objects that the question names."""
 
     text: str
     answer: str
     boxes: tuple[Box, ...] = ()
     crop: IntBox | None = None
     verdict: str = ""
+    about: tuple[int, ...] = ()
 
 
 def matching(looks: Sequence[Look], **wanted: str) -> list[int]:
@@ -99,7 +100,7 @@ def attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     i = _some(scene, rng)
     asked = ("colour", "shape")[int(rng.integers(2))]
     words = phrase(scene.looks, i, rng, leave_out=asked)
-    return words and QAExample(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked))  # type: ignore[return-value]
+    return words and QAExample(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked), about=(i,))  # type: ignore[return-value]
 
 
 def count(scene: Scene, rng: np.random.Generator) -> QAExample | None:
@@ -121,7 +122,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     found = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
     if found is None:
         return None
-    return QAExample(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0])
+    return QAExample(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0], about=(i, j))
 
 
 def choose_attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:
@@ -177,6 +178,9 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], QAExample | None]] = {
     "choose_relation": choose_relation,
 }
 """Kinds of QA example; beside them :data:`SEARCH` is the search itself."""
+
+WORDS = ("attribute", "count", "relation", "choose_attribute", "choose_relation")
+"""Kinds that ask for a word."""
 
 SEARCH = ("cue", "text_cue")
 """The search in its own format, by a crop and by words."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from locus_lightning.cue_samplers.base import CueSampler
+from locus_lightning.cue_samplers.base import CueSampler, checked_windows
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Split
 from locus_lightning.data.synthetic.drawing import COLOURS, SHAPES, TEXTURES, Look, background, paint
@@ -114,7 +114,7 @@ class SceneCues(CueSource):
         for wanted in rng.choice(list(sampler.mix), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist():
             for _ in range(20):
                 scene = self.draw(rng)
-                windows = sampler.sample(scene.image.size, scene.objects, rng) or []
+                windows = checked_windows(sampler, scene.image.size, scene.objects, rng, name)
                 window = sampler.choose([w for w in windows if w.size_bin == wanted], rng)
                 if window is not None:
                     x1, y1, x2, y2 = window.box

@@ -14,6 +14,7 @@ class CVBench(Choice):
     """CV-Bench: the mean of 2D (itself the mean over its two sources) and 3D."""
 
     name = "cvbench"
+    pictures_of = "COCO and ADE20K"
     where = "nyu-visionx/CV-Bench on the hub: test_2d.parquet and test_3d.parquet in a folder"
 
     def load(self) -> list[Item]:

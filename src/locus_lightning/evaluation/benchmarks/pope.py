@@ -19,6 +19,7 @@ class POPE(YesNo):
     own script, which reads every answer without "no" or "not" in its first sentence as yes."""
 
     name = "pope"
+    pictures_of = "COCO val2014"
     where = "the POPE question files (coco_pope_adversarial.json and its like, one question a line) with COCO's val2014 pictures in images/"
 
     def load(self) -> list[Item]:

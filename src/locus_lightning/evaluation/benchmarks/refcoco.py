@@ -14,6 +14,7 @@ class RefCOCO(Benchmark):
     """RefCOCO, RefCOCO+ and RefCOCOg: the box of an expression; ACC@0.5, every expression counts."""
 
     name = "refcoco"
+    pictures_of = "COCO train2014"
     where = "a split of lmms-lab/RefCOCO, RefCOCOplus or RefCOCOg on the hub: its parquet files in a folder"
 
     def load(self) -> list[Item]:
