@@ -9,6 +9,7 @@ exits with status 2. Everything a user can get wrong is looked for before weight
 * :class:`DataError`        an annotation file, an image folder, or what is in them.
 * :class:`PictureError`     one picture, which is then left out, counted and listed.
 * :class:`CheckpointError`  a model folder or a training checkpoint that cannot be used.
+* :class:`TrainingError`    training that cannot go on, such as gradients that are not finite.
 
 A mistake of ours is any other exception, and keeps its traceback. What a *model* writes is never
 an error: malformed text is a low reward. A *corrupt image* is never an error either: it is put
@@ -38,3 +39,7 @@ class PictureError(DataError):
 
 class CheckpointError(LocusError):
     """A model or training checkpoint cannot be found, read or used."""
+
+
+class TrainingError(LocusError):
+    """Training cannot go on. What was learned until then is in the run's checkpoints."""

@@ -388,17 +388,37 @@ def test_no_sample_is_left_out_or_seen_twice_after_a_resume(locus, tmp_path, mon
 
 
 class SavesInside(L.Callback):
-    """Saves after the first of two passes of the second optimiser step."""
+    """Saves after the first of two passes of an optimiser step."""
+
+    batch: ClassVar[int] = 2
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch_idx == 2:
-            trainer.save_checkpoint("inside.ckpt")
+        if batch_idx == self.batch:
+            trainer.save_checkpoint("inside.ckpt", weights_only=False)
 
 
-def test_a_checkpoint_from_inside_a_step_is_refused(locus, monkeypatch):
-    """Whoever saves there saves half a step's gradients away."""
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_checkpoint_from_inside_a_step_is_of_the_boundary_before_it(locus, tmp_path, monkeypatch, iterations):
+    """Whoever saves, and when: the unfinished step is done again, and the run ends with the same weights."""
     monkeypatch.setitem(sys.modules, "inside", types.SimpleNamespace(SavesInside=SavesInside))
     monkeypatch.setattr(SavesInside, "__module__", "inside")
+    options = ["--config", SCENES, *MOVES, "--trainer.max_steps=4", f"--model.num_iterations={iterations}", "--trainer.limit_val_batches=0"]
+    monkeypatch.setattr(SavesInside, "batch", 4)  # the third step's first pass
+    status, _, err = locus("fit", *options, "--trainer.callbacks=inside.SavesInside")
+    assert status == 0, err
+    inside = torch.load("inside.ckpt", weights_only=True)
+    assert inside["global_step"] == 2
+    status, _, err = locus("fit", *options, "--ckpt_path", "inside.ckpt")
+    assert status == 0, err
+    whole, resumed = (weights(tmp_path / "runs" / "locus" / f"version_{n}" / "checkpoints" / "last.ckpt") for n in (0, 1))
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    assert [name for name in whole if not torch.equal(whole[name], inside["state_dict"][name])], "the weights moved in between"
+
+
+def test_a_checkpoint_from_before_the_first_step_is_refused(locus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "inside", types.SimpleNamespace(SavesInside=SavesInside))
+    monkeypatch.setattr(SavesInside, "__module__", "inside")
+    monkeypatch.setattr(SavesInside, "batch", 0)
     assert locus("fit", "--config", SCENES, "--trainer.callbacks=inside.SavesInside")[0] == 0
     status, _, err = locus("fit", "--config", SCENES, "--ckpt_path", "inside.ckpt")
     assert status == 2

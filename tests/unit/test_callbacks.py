@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,17 +72,12 @@ def test_the_summary_is_written_and_printed(tmp_path, capsys):
     after = {"val/iou": 0.5, "val/acc0.5": 0.6, "val/acc0.75": 0.2, "val/samples": 10.0, "val/floor": 0.1, "val/parse_rate": 1.0}
     summary = Summary()
     summary.seconds["rollout"] = 12.3456
-    summary.finish(
-        tmp_path / "run",
-        {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5},
-        after,
-        CueSearch(),
-        SamplingParams(temperature=0.0),
-        3,
-        {},
-    )
+    before = {"val/iou": 0.25, "val/acc0.5": 0.2, "val/acc0.75": 0.1, "val/parse_rate": 0.5}
+    module = SimpleNamespace(before=before, task=CueSearch(), validation=SamplingParams(temperature=0.0), skipped_steps=2)
+    summary.finish(tmp_path / "run", module, after, 3, {})
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (written["iou_before"], written["iou_after"], written["floor"], written["seed"]) == (0.25, 0.5, 0.1, 3)
     assert written["seconds"] == {"rollout": 12.35}
+    assert written["skipped_steps"] == 2
     out = capsys.readouterr().out
     assert "0.250 -> 0.500" in out

@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from locus_lightning.callbacks.run_folder import run_folder
+
 
 class PredictionFile(BasePredictionWriter):
     """Writes ``predictions.jsonl`` into the run folder, one answer a line, as they come; one file a process."""
@@ -31,7 +33,7 @@ class PredictionFile(BasePredictionWriter):
         """Append a batch."""
         if self.path is None:
             rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-            self.path = Path(trainer.log_dir or ".") / f"predictions{rank}.jsonl"
+            self.path = (run_folder(trainer) or Path()) / f"predictions{rank}.jsonl"
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("")
         with self.path.open("a") as file:

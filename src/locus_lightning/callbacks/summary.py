@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
+from locus_lightning.files import whole
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.tasks.base import Task
+from locus_lightning.training.base import TaskModule
 from locus_lightning.training.grpo import LocusModule
 
 _LIBRARIES = ("locus-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -72,20 +74,20 @@ class Summary(L.Callback):
     def finish(
         self,
         folder: Path | None,
-        before: dict[str, float],
+        module: TaskModule,
         after: dict[str, float],
-        task: Task,
-        sampling: SamplingParams,
         seed: Any,
         data: dict[str, object],
     ) -> dict[str, Any]:
         """Write ``summary.json``, print the table, and return what was written."""
+        before, task, sampling = module.before, module.task, module.validation
         summary = {
             "task": type(task).__name__,
             f"{task.headline}_before": before.get(f"val/{task.headline}"),
             f"{task.headline}_after": after.get(f"val/{task.headline}"),
             "floor": after.get("val/floor"),
             "steps": self.steps,
+            "skipped_steps": module.skipped_steps,
             "seed": seed,
             "sampling": dict(vars(sampling)),
             "before": plain_figures(before),
@@ -95,8 +97,8 @@ class Summary(L.Callback):
             "versions": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         }
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            with whole(folder / "summary.json") as beside:
+                beside.write_text(json.dumps(summary, indent=2) + "\n")
         console = Console()
         console.print(figures_table(task, before, after, sampling))
         phases = ", ".join(f"{phase} {value:.0f} s" for phase, value in self.seconds.items())

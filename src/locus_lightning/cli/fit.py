@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich import get_console
 
 import locus_lightning.data.coco.coco
 import locus_lightning.data.corpus.corpus
@@ -28,12 +31,15 @@ import locus_lightning.training.optimizers  # noqa: F401 - so that their class n
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
-from locus_lightning.callbacks.progress import Progress
+from locus_lightning.callbacks.progress import Progress, ProgressLines
+from locus_lightning.callbacks.run_folder import run_folder, use_run_folder
 from locus_lightning.callbacks.run_report import RunReport
+from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
 from locus_lightning.cli.names import prepare
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError, LocusError
+from locus_lightning.files import whole
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.cold_start import ColdStart, cold_start
 from locus_lightning.training.grpo import LocusModule
@@ -46,15 +52,24 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose a free name, then save."""
-        folder, number = Path(trainer.log_dir or "."), 1
-        while not self.already_saved and (folder / self.config_filename).exists():
+        folder, number = run_folder(trainer), 1
+        if self.already_saved or folder is None:
+            return
+        while (folder / self.config_filename).exists():
             number += 1
             self.config_filename = f"config-{number}.yaml"
-        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole(folder / self.config_filename) as beside:
+                self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False)
+        self.already_saved = True
 
 
 class LocusCLI(LightningCLI):
     """LightningCLI with a cold start before ``fit`` and figures after it."""
+
+    folder: Path | None = None
+    """The folder of the run that is continued."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not model, data or trainer."""
@@ -69,15 +84,31 @@ class LocusCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("weights_only") is None:
             config["weights_only"] = True  # our checkpoints hold tensors and plain containers; a pickle from a stranger runs code
-        if config.get("ckpt_path") == "last":
-            found = _last_checkpoint(config.trainer.logger)
-            config["ckpt_path"] = str(found)
-            if self.subcommand == "fit":
-                loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-                loggers[0].init_args["version"] = found.parent.parent.name
-            log.info("continuing from %s", found)
+        if config.get("ckpt_path") in ("last", "auto"):
+            self._continue(config)
         elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
             raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
+
+    def _continue(self, config: Namespace) -> None:
+        """Find the newest run, and go on in its folder; ``auto`` begins a run where there is none."""
+        newest = _last_checkpoint(config.trainer.logger)
+        if newest is None and config["ckpt_path"] == "auto":
+            config["ckpt_path"] = None
+            log.info("no run to continue; beginning a new one")
+            return
+        if newest is None:
+            raise CheckpointError(
+                f"ckpt_path is last but no run under {_runs(config.trainer.logger)} has checkpoints/last.ckpt; start without ckpt_path, or use auto."
+            )
+        config["ckpt_path"] = str(newest)
+        if self.subcommand == "fit":
+            self.folder = newest.parent.parent
+            loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+            for logger in loggers:
+                if isinstance(logger, Namespace) and str(logger.class_path).endswith(("TensorBoardLogger", "CSVLogger")):
+                    logger.init_args["version"] = self.folder.name
+            keep_earlier(self.folder / "metrics.csv")
+        log.info("continuing from %s", newest)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's own checkpoint and progress callbacks are welcome; the one wants to be told, the other takes the place of ours."""
@@ -87,8 +118,13 @@ class LocusCLI(LightningCLI):
         if any(isinstance(callback, Checkpoint) for callback in configured):
             kwargs["enable_checkpointing"] = True
         if settings.enable_progress_bar is not False and not any(isinstance(callback, ProgressBar) for callback in configured):
-            self.trainer_defaults["callbacks"].append(Progress())
-        return super().instantiate_trainer(**kwargs)
+            console = get_console()
+            self.trainer_defaults["callbacks"].append(Progress() if console.is_terminal or console.is_jupyter else ProgressLines())
+            kwargs["enable_progress_bar"] = console.is_terminal or console.is_jupyter
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.folder is not None:
+            use_run_folder(trainer, self.folder)
+        return trainer
 
     def before_fit(self) -> None:
         """Everything that can be refused is refused here, then the cold start runs."""
@@ -107,20 +143,24 @@ class LocusCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Validate, unless the last step was followed by a validation, save the weights as a Hugging Face folder, and sum up."""
-        checkpoints = next(c for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
-        if checkpoints.interrupted:
-            print(f"stopped at step {self.trainer.global_step}; continue with: locus fit --config ... --ckpt_path last", file=sys.stderr)
-            raise SystemExit(130)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stops = next(c for c in callbacks if isinstance(c, Stops))
+        checkpoints = next(c for c in callbacks if isinstance(c, Checkpoints))
+        if (reason := self.model.why_stopped()) is not None:
+            raise reason
+        checkpoints.check_saved(self.trainer)
+        if stops.signum:
+            raise StopTraining(stops.signum, self.trainer.global_step)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
+        folder = run_folder(self.trainer)
         after = self._validate()
         if folder is not None and self.trainer.is_global_zero:
             self.model.backbone.save_pretrained(folder / "model", {**self.model.task.remember(), "trained_on": self.model.trained_on()})
         if self.trainer.is_global_zero and after:
             data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
             seed = self.config["fit"]["seed_everything"]
-            self.summary.finish(folder, self.model.before, after, self.model.task, self.model.validation, seed, data)
+            self.summary.finish(folder, self.model, after, seed, data)
             log_hyperparameters(self.trainer, self.model.task, self.config["fit"].as_dict(), after)
             if folder is not None:
                 print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
@@ -149,11 +189,10 @@ class LocusCLI(LightningCLI):
         if not self.trainer.is_global_zero or f"val/{self.model.task.headline}" not in figures:
             return
         Console().print(figures_table(self.model.task, {}, figures, self.model.validation))
-        if self.trainer.loggers and self.trainer.log_dir:
-            path = Path(self.trainer.log_dir) / "figures.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(plain_figures(figures), indent=1, sort_keys=True) + "\n")
-            print(f"figures: {path}")
+        if (folder := run_folder(self.trainer)) is not None:
+            with whole(folder / "figures.json") as beside:
+                beside.write_text(json.dumps(plain_figures(figures), indent=1, sort_keys=True) + "\n")
+            print(f"figures: {folder / 'figures.json'}")
 
     after_test = after_validate
 
@@ -170,6 +209,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         LocusError: a mistake of the user, as one sentence.
     """
     _quiet()
+    _stop_at_once_on_ctrl_c()
     sys.argv = [sys.argv[0], *prepare(arguments)]  # what the parser reads, and a strategy that starts processes runs again
     try:
         kind(
@@ -181,7 +221,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={
-                "callbacks": [Summary(), PredictionFile(), RunReport()],
+                "callbacks": [Stops(), Summary(), PredictionFile(), RunReport()],
                 "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
                 "num_sanity_val_steps": -1,
                 "check_val_every_n_epoch": None,
@@ -189,6 +229,10 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
                 "enable_checkpointing": False,
             },
         )
+    except StopTraining as stop:
+        where = "before training began" if not stop.step else f"at step {stop.step}; continue with: locus fit --config ... --ckpt_path last"
+        print(f"stopped {where}", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
     except (ArgumentError, ValueError) as error:
@@ -200,6 +244,16 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         raise
 
 
+def _stop_at_once_on_ctrl_c() -> None:
+    """Until training begins, Ctrl-C ends the command at once: there is nothing to save. Lightning would turn a KeyboardInterrupt into exit 1."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise StopTraining(signum)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, stop)
+
+
 def check_before_loading(trainer: L.Trainer, model: TaskModule, data: CueDataModule, stage: str) -> None:
     """Refuse, in one sentence and before weights are loaded, what cannot work."""
     model.trainer, data.trainer = trainer, trainer
@@ -208,15 +262,28 @@ def check_before_loading(trainer: L.Trainer, model: TaskModule, data: CueDataMod
     data.setup(stage)
 
 
-def _last_checkpoint(logger: Any) -> Path:
-    """The newest ``last.ckpt`` under the configured logger's folder."""
+def _runs(logger: Any) -> Path:
+    """The folder under which the configured logger's runs lie."""
     first = logger[0] if isinstance(logger, list) and logger else logger
     init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
-    root = Path(init.get("save_dir") or "runs") / (init.get("name") or "")
-    found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"ckpt_path is last but no run under {root} has checkpoints/last.ckpt; start without ckpt_path.")
-    return found[-1]
+    if isinstance(first, Namespace | dict) and not str(first.get("class_path", "")).endswith(("TensorBoardLogger", "CSVLogger")):
+        return Path("runs") / (init.get("name") or "locus")
+    return Path(init.get("save_dir") or "runs") / (init.get("name") or ("locus" if not init else ""))
+
+
+def _last_checkpoint(logger: Any) -> Path | None:
+    """The newest ``last.ckpt`` under the configured logger's folder, or None."""
+    found = sorted(_runs(logger).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def keep_earlier(path: Path) -> None:
+    """Move a file that a resumed run would write anew out of its way: metrics.csv becomes metrics-1.csv, and so on."""
+    number = 1
+    while path.with_stem(f"{path.stem}-{number}").exists():
+        number += 1
+    if path.exists():
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
 
 
 def _mistake_behind(error: BaseException) -> LocusError | None:

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.preflight import PreflightCallback
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.cli.fit import LocusCLI, run
@@ -44,12 +45,11 @@ def preflight_command(arguments: Sequence[str]) -> int:
             trainer.max_steps, trainer.max_epochs, trainer.devices, trainer.num_nodes = 1, -1, 1, 1  # other processes would run fit itself
             trainer.limit_val_batches, trainer.num_sanity_val_steps, trainer.logger = 0, 0, False
             trainer.enable_progress_bar = trainer.enable_model_summary = False
-            self.config["fit"].checkpoints.every_n_steps = 0
 
         def before_fit(self) -> None:
             """All that `fit` refuses is refused here too."""
             super().before_fit()
-            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, RunReport)]  # type: ignore[attr-defined]
+            others = [c for c in self.trainer.callbacks if not isinstance(c, RunReport | Checkpoints)]  # type: ignore[attr-defined]
             self.trainer.callbacks = [probe, *others]  # type: ignore[attr-defined]
 
         def after_fit(self) -> None:

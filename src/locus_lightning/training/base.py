@@ -12,14 +12,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.source import CueBatch
-from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.errors import ConfigError
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
-from locus_lightning.training.state import check_weights, generator_state, keep_epoch_open, set_generator_state
+from locus_lightning.training.resume import ResumableModule
 from locus_lightning.types import Completion, Content, Generation, Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class TrainingCallback(L.Callback):
         """When a rollout batch is scored and cut; ``groups`` are its :class:`~locus_lightning.types.RolloutGroup` records."""
 
 
-class TaskModule(L.LightningModule):
+class TaskModule(ResumableModule):
     """Base of :class:`~locus_lightning.training.grpo.LocusModule` and :class:`~locus_lightning.training.sft.SupervisedModule`.
 
     Args:
@@ -46,6 +45,7 @@ class TaskModule(L.LightningModule):
         optimizer: from parameters to an optimiser.
         schedule: of the learning rate after the warm-up.
         warmup_ratio: share of all steps over which the rate rises from 0.
+        max_skipped_steps: steps in a row whose gradient may be not finite before training stops.
     """
 
     def __init__(
@@ -57,8 +57,11 @@ class TaskModule(L.LightningModule):
         optimizer: OptimizerCallable,
         schedule: Literal["constant", "linear", "cosine"],
         warmup_ratio: float,
+        max_skipped_steps: int = 3,
     ) -> None:
         super().__init__()
+        if max_skipped_steps < 1:
+            raise ConfigError(f"model.max_skipped_steps is {max_skipped_steps}; it is at least 1.")
         if not 0 <= warmup_ratio < 1:
             raise ConfigError(f"model.warmup_ratio is {warmup_ratio}; it is at least 0 and below 1.")
         self.task = task or CueSearch()
@@ -66,12 +69,8 @@ class TaskModule(L.LightningModule):
         self.backbone, self.rollout, self.validation = backbone, rollout, validation
         self.optimizer_callable, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.metrics = self.task.metrics()
-        self.before: dict[str, float] = {}
-        self.strict_loading = False  # a checkpoint holds what training changed
+        self.max_skipped_steps = max_skipped_steps
         self._questions = QuestionAnswering()
-        self._rng: dict[str, Any] | None = None
-        self._loaded: set[str] = set()
-        self._stop_is_due = False
         self._stated: tuple[L.Trainer, int, Any] | None = None
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
@@ -148,18 +147,6 @@ class TaskModule(L.LightningModule):
         scheduler = get_scheduler(name, optimizer, round(self.warmup_ratio * total), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm before clipping; a step that is not finite is skipped, by every rank alike."""
-        grads = [p.grad for p in self.backbone.parameters() if p.grad is not None]
-        if not grads:
-            return
-        norm = torch.nn.utils.get_total_norm(grads)
-        self.log_dict({"update/grad_norm": norm, "update/lr": float(optimizer.param_groups[0]["lr"])})
-        if not torch.isfinite(norm):
-            log.warning("step %d: the gradient is not finite; the step is skipped.", self.global_step)
-            for parameter in self.backbone.parameters():
-                parameter.grad = None
-
     # ---- validation ------------------------------------------------------------------------------------------------
 
     def answer(self, samples: Sequence[Any], sampling: SamplingParams | None = None) -> list[Completion]:
@@ -180,12 +167,17 @@ class TaskModule(L.LightningModule):
         return [made for (made,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
-        """Answer held-out samples and count."""
+        """Answer held-out samples and count; nothing once the run is to stop."""
+        if self.stopping:
+            return
         samples = list(batch)
         self.metrics.update(self.answer(samples), samples)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures; those of the check before training are kept as ``before``."""
+        """Log the figures; those of the check before training are kept as ``before``. A validation that was cut short has none."""
+        if self.stopping:
+            self.metrics.reset()
+            return
         figures = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         if self.trainer.sanity_checking:
@@ -214,75 +206,7 @@ class TaskModule(L.LightningModule):
         """Let the engine release what it holds."""
         self.rollout.close()
 
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
-
-    def rank_state(self) -> dict[str, Any]:
-        """What a process has of its own: the state of every random generator."""
-        return generator_state()
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take :meth:`rank_state` back."""
-        set_generator_state(state)
-
-    def trained_on(self) -> dict[str, Any]:
-        """Where the training data comes from (``CueSource.origin``); empty without a data module of ours."""
-        data = getattr(self.trainer, "datamodule", None)
-        return data.source.origin() if isinstance(data, CueDataModule) else {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what training changed, and every rank's own state."""
-        kept = {f"backbone.{name}" for name in self.backbone.saved_parameters()} | self._loaded
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint.get("state_dict", {}).items() if k in kept}
-        states: list[Any] = [self.rank_state()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, self.rank_state())
-        checkpoint["locus"] = {
-            "ranks": states,
-            "before": dict(self.before),
-            "inside_step": keep_epoch_open(checkpoint, self.trainer),
-            "trained_on": self.trained_on(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the state back; generators are set when the first step begins, after everything that may draw from them."""
-        own = checkpoint.get("locus")
-        if own is None:
-            raise CheckpointError("the checkpoint was not written by locus (it holds no `locus` entry); give one from a run folder.")
-        if len(own["ranks"]) != self.trainer.world_size and self.trainer.state.fn == "fit":
-            raise CheckpointError(
-                f"the checkpoint comes from {len(own['ranks'])} process(es) and this run has {self.trainer.world_size}; continue with as many."
-            )
-        if own.get("inside_step") and self.trainer.state.fn == "fit":
-            raise CheckpointError(
-                "the checkpoint was saved inside an optimiser step, whose gradients are lost; continue from checkpoints/last.ckpt of the run."
-            )
-        check_weights(self.backbone, checkpoint["state_dict"])
-        self.before = dict(own["before"])
-        self._loaded = set(checkpoint["state_dict"])  # what lay in this checkpoint belongs into the next
-        self._rng = own["ranks"][min(self.trainer.global_rank, len(own["ranks"]) - 1)]
-
-    def on_train_start(self) -> None:
-        """Processes start from the same weights and draw different rollouts."""
-        if self.trainer.world_size > 1 and self._rng is None:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """After a resume: take the rank's state back, once."""
-        if self._rng is not None:
-            self.load_rank_state(self._rng)
-            self._rng = None
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let a stop that a callback asks for (``max_time``, early stopping) wait for the end of the optimiser step: a state from inside a step
-        cannot be continued. Lightning calls this after the callbacks' hooks."""
-        inside = (
-            batch_idx + 1
-        ) % self.trainer.accumulate_grad_batches and not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if inside and self.trainer.should_stop:
-            self.trainer.should_stop, self._stop_is_due = False, True
-        elif not inside and self._stop_is_due:
-            self.trainer.should_stop, self._stop_is_due = True, False
+    # ---- callbacks -------------------------------------------------------------------------------------------------
 
     def tell_callbacks(self, hook: str, subject: Sequence[Any]) -> None:
         """Call a hook of :class:`TrainingCallback` on every callback that has it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -73,6 +73,7 @@ class LocusModule(TaskModule):
         optimizer: It gets the parameters that train and gives an optimiser (paper: AdamW, 1e-6, weight decay 1e-2).
         schedule: How the learning rate changes after the warm-up: ``constant``, ``linear`` to 0, or ``cosine`` to 0.
         warmup_ratio: The share of all steps over which the rate rises from 0 (paper: 0.05).
+        max_skipped_steps: How many steps in a row may have a gradient that is not finite, before training stops. Such steps are skipped.
     """
 
     def __init__(
@@ -95,10 +96,11 @@ class LocusModule(TaskModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=1e-2),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.05,
+        max_skipped_steps: int = 3,
     ) -> None:
         self.sampling = sampling or SamplingParams()
         validation = validation or SamplingParams(self.sampling.max_new_tokens, temperature=0.0)
-        super().__init__(backbone, task, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
+        super().__init__(backbone, task, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio, max_skipped_steps)
         self.rewards: list[Reward] = self._default_rewards() if rewards is None else rewards
         self.objective: Objective = objective or GRPO()
         self.group_size, self.groups_per_step = group_size, groups_per_step
@@ -281,12 +283,17 @@ class LocusModule(TaskModule):
         if f"rollout/{headline}" in self._rollout_figures:
             self.log(headline, self._rollout_figures[f"rollout/{headline}"], prog_bar=True, logger=False, batch_size=1)
 
-    def rank_state(self) -> dict[str, Any]:
+    def step_samples(self) -> list[str]:
+        """Names of the samples of the rollout batch at hand."""
+        return [str(group.sample.id) for group in self.groups]
+
+    def note_rank_state(self) -> Callable[[], dict[str, Any]]:
         """The generators, the rollout batch half used, and its figures."""
-        return {**super().rank_state(), "buffer": pack_state(self.buffer), "rollout_figures": dict(self._rollout_figures)}
+        generators, buffer, figures = super().note_rank_state(), tuple(self.buffer), dict(self._rollout_figures)
+        return lambda: {**generators(), "buffer": pack_state(buffer), "rollout_figures": figures}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """See :meth:`rank_state`."""
+        """See :meth:`note_rank_state`."""
         super().load_rank_state(state)
         self.buffer = deque(to_device(micro, self.device) for micro in unpack_state(state["buffer"]))
         self._rollout_figures = dict(state.get("rollout_figures", {}))

@@ -43,6 +43,7 @@ class SupervisedModule(TaskModule):
         warmup_ratio: The share of all steps over which the rate rises from 0.
         reduction: ``token`` counts every answer token alike. ``sequence`` counts every answer alike, so that one-word answers are not
             outweighed by long lists.
+        max_skipped_steps: How many steps in a row may have a gradient that is not finite, before training stops. Such steps are skipped.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class SupervisedModule(TaskModule):
         schedule: Literal["constant", "linear", "cosine"] = "cosine",
         warmup_ratio: float = 0.05,
         reduction: Literal["token", "sequence"] = "token",
+        max_skipped_steps: int = 3,
     ) -> None:
         validation = validation or SamplingParams(temperature=0.0)
-        super().__init__(backbone, task, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio)
+        super().__init__(backbone, task, rollout or HFRollout(), validation, optimizer, schedule, warmup_ratio, max_skipped_steps)
         self.train_vision, self.reduction = train_vision, reduction
         self._scores: dict[str, list[float]] = {}
+        self._names: list[str] = []
 
     def configure_model(self) -> None:
         """Load weights and choose what trains."""
@@ -69,6 +72,7 @@ class SupervisedModule(TaskModule):
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the right answers' tokens."""
+        self._names = [str(sample.id) for sample in batch]
         groups = by_image(batch)
         apart = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]  # rows of a pass are as long as the longest
         passes = [self._answer_logps(some) for some in apart if some]
@@ -98,11 +102,17 @@ class SupervisedModule(TaskModule):
 
     # ---- plain questions in validation -----------------------------------------------------------------------------
 
+    def step_samples(self) -> list[str]:
+        """Names of the samples of the last batch."""
+        return self._names
+
     def _target(self, sample: Any) -> str:
         return self.task_of(sample).target_text(sample, self.backbone.frame(sample.image.size))
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Samples of the task are counted as in reinforcement; plain questions by their kind, see :class:`QuestionAnswering`."""
+        if self.stopping:
+            return
         asked = [sample for sample in batch if not isinstance(sample, Question)]
         questions = [sample for sample in batch if isinstance(sample, Question)]
         if asked:
@@ -114,7 +124,7 @@ class SupervisedModule(TaskModule):
         """Log the figures of cues, then those of every task."""
         super().on_validation_epoch_end()
         own, self._scores = self._scores, {}
-        if self.trainer.sanity_checking:
+        if self.trainer.sanity_checking or self.stopping:
             return
         every: list[Any] = [own]
         if self.trainer.world_size > 1:

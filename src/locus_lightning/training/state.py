@@ -1,4 +1,4 @@
-"""What a training checkpoint holds beside weights and optimiser: random generators, and Lightning's progress set right."""
+"""Parts of a training checkpoint: random generators, and whether its weights fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,35 +34,6 @@ def set_generator_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def keep_epoch_open(checkpoint: dict[str, Any], trainer: L.Trainer) -> bool:
-    """Mark the epoch of a checkpoint as unfinished where the data of its pass is not used up.
-
-    A run that ends inside an epoch (``max_steps``, ``max_time``, early stopping, Ctrl-C) lets Lightning close the epoch before the last
-    checkpoint is written. A resumed run would then count the rest of the pass as another epoch.
-
-    Args:
-        checkpoint: as Lightning is about to write it; its loop state is changed in place.
-        trainer: in training.
-
-    Returns:
-        Whether the state lies inside an optimiser step.
-    """
-    loops = checkpoint.get("loops", {}).get("fit_loop")
-    if loops is None:
-        return False
-    taken = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
-    if taken < trainer.num_training_batches:
-        for progress in (loops["epoch_progress"][which] for which in ("current", "total")):
-            if progress["processed"] == progress["started"] > 0:
-                progress["processed"] = progress["completed"] = progress["started"] - 1
-    last = taken >= trainer.num_training_batches
-    if last and loops["epoch_progress"]["current"]["completed"] == loops["epoch_progress"]["current"]["ready"] > 0:
-        # The pass is over and closed: a resumed run begins the next one, and must not count its batches from the end of this one.
-        progress = loops["epoch_loop.batch_progress"]["current"]
-        progress.update(dict.fromkeys(progress, 0))
-    return not last and taken % trainer.accumulate_grad_batches != 0
 
 
 def check_weights(backbone: Backbone, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,126 @@
+"""Ctrl-C, SIGTERM, SIGHUP and SLURM's early signal: a run that is told to stop saves its state first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from locus_lightning.training.resume import ResumableModule
+
+_STEP_FIRST = signal.SIGINT
+"""The signal that lets the step finish; the others come with a deadline."""
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class StopTraining(BaseException):
+    """Ends training at once; raised inside a step that can be dropped. Not an ``Exception``: no reward or plugin may catch it.
+
+    Args:
+        signum: the signal that asked for it.
+        step: optimiser steps taken; None before training.
+    """
+
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        super().__init__(signum, step)
+        self.signum, self.step = signum, step
+
+
+class Stops(L.Callback):
+    """Stops a run that is told to, without losing anything.
+
+    The first Ctrl-C lets the optimiser step finish. A second Ctrl-C, and SIGTERM (``kill``, ``docker stop``, SLURM, spot machines), SIGHUP (a lost
+    ssh connection), SIGUSR1 and SIGUSR2 (SLURM's early warning) drop the step at hand, since they come with a deadline: what is saved is the state
+    of the last step boundary, so the step is done again by whoever continues. With several processes every signal waits for the end of the
+    step, because all of them have to stop together; it is enough that one of them is told.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+        self._trainer: L.Trainer | None = None
+
+    # ---- listening -------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen, where signals can be caught: in the main thread."""
+        self._listen(trainer)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen again: Lightning has put a handler of its own in place of ours."""
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See :meth:`on_sanity_check_start`."""
+        self._listen(trainer)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._trainer = trainer
+        for signum in _SIGNALS:
+            if signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # nohup
+            before = signal.signal(signum, self._on_signal)
+            self._previous.setdefault(signum, before)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a loader's worker has inherited the handler; its parent stops it
+            return
+        again, self.signum = bool(self.signum), self.signum or signum
+        module = self._trainer.lightning_module if self._trainer is not None else None
+        if not isinstance(module, ResumableModule) or self._trainer is None:
+            return
+        module.stopping = module.stopping or self._trainer.world_size == 1
+        if self._trainer.world_size == 1 and (again or signum != _STEP_FIRST) and self._may_drop(module):
+            raise StopTraining(signum, self._trainer.global_step)
+        if again and self._trainer.world_size > 1:  # Lightning ends the other processes of this run then
+            raise KeyboardInterrupt
+        if not again:
+            name = signal.Signals(signum).name
+            how = "press Ctrl-C again to stop at once" if signum == _STEP_FIRST else "the state is saved first"
+            print(f"\n{name}: stopping after this step; {how}.", flush=True)
+
+    def _may_drop(self, module: ResumableModule) -> bool:
+        """Whether the work at hand can be dropped: a step before the optimiser acts, or anything before the first step."""
+        trainer = self._trainer
+        return trainer is not None and (module.may_abandon or not module.has_boundary) and not module.saving
+
+    # ---- stopping --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """A signal that came at the very end of a step: begin no other one."""
+        if self.signum and trainer.world_size == 1 and isinstance(pl_module, ResumableModule) and pl_module.may_abandon:
+            raise StopTraining(self.signum, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """At a step boundary: stop, if any process is told to."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1:
+            told = torch.tensor(float(self.signum), device=trainer.strategy.root_device)
+            self.signum = int(trainer.strategy.reduce(told, reduce_op="max"))  # type: ignore[arg-type]
+        if self.signum:
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # no validation on the way out
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A stop during a validation ends training here, not a step later."""
+        if self.signum and trainer.world_size == 1 and trainer.state.fn == "fit":
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0
+            if trainer.sanity_checking:
+                raise StopTraining(self.signum)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
