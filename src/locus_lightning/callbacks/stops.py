@@ -97,7 +97,8 @@ class Stops(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """A signal that came at the very end of a step: begin no other one."""
-        if self.signum and trainer.world_size == 1 and isinstance(pl_module, ResumableModule) and pl_module.may_abandon:
+        begins = batch_idx % trainer.accumulate_grad_batches == 0
+        if begins and self.signum and trainer.world_size == 1 and isinstance(pl_module, ResumableModule) and pl_module.may_abandon:
             raise StopTraining(self.signum, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except LocusError as error:
         print(f"locus: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("locus: stopped" + (" before training began" if arguments[:1] == ["fit"] else ""), file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 _SMALL = {

@@ -1,0 +1,82 @@
+"""A run that is told to stop saves its state, says so by its exit status, and goes on to the same end."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.faults.conftest import RUN, assert_same_end, checkpoint, send
+
+CASES = [
+    *((hook, step, (signal.SIGTERM,), 143) for hook, step in (("rollout", 2), ("update", 3), ("validation", 2), ("step end", 4))),
+    ("rollout", 2, (signal.SIGHUP,), 129),
+    ("update", 2, (signal.SIGUSR1,), 138),
+    ("rollout", 2, (signal.SIGINT,), 130),
+    ("validation", 2, (signal.SIGINT,), 130),
+    ("rollout", 2, (signal.SIGINT, signal.SIGINT), 130),
+]
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "signums", "status"), CASES, ids=lambda v: "+".join(s.name for s in v) if isinstance(v, tuple) else v
+)
+def test_a_signal_loses_nothing(locus, tmp_path, inject, whole_run, hook, step, signums, status):
+    ended, _, err = locus("fit", *RUN, inject(hook, step, send(*signums)))
+    assert ended == status, err
+    assert "continue with: locus fit" in err
+    saved = torch.load(checkpoint(tmp_path, "locus"), weights_only=True)
+    one_more = signums == (signal.SIGINT,) and hook == "rollout"
+    assert saved["global_step"] == step + one_more, "the first Ctrl-C finishes the step, everything else drops it"
+    assert saved["locus"]["validation_due"] == (hook in ("validation", "step end"))
+    ended, _, err = locus("fit", *RUN, "--ckpt_path=last")
+    assert ended == 0, err
+    assert_same_end(whole_run, checkpoint(tmp_path, "locus"))
+
+
+def test_a_stop_before_the_first_step_saves_nothing_and_says_so(locus, tmp_path, inject):
+    ended, _, err = locus("fit", *RUN, inject("rollout", 0, send(signal.SIGTERM)))
+    assert ended == 143
+    assert "stopped before training began" in err
+    assert not checkpoint(tmp_path, "locus").exists()
+    assert locus("fit", *RUN, "--ckpt_path=auto", "--trainer.max_steps=1")[0] == 0, "auto begins a run where there is none to continue"
+
+
+def test_the_validation_that_was_due_is_done_after_the_resume(locus, tmp_path, inject, caplog):
+    caplog.set_level("INFO", "locus_lightning")
+    assert locus("fit", *RUN, inject("validation", 2, send(signal.SIGTERM)))[0] == 143
+    caplog.clear()
+    assert locus("fit", *RUN, "--ckpt_path=last")[0] == 0
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("step 2: the validation that was due here is done first" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_says_so_and_saves(locus_process, tmp_path):
+    """The real thing: a process of its own, with a loader's worker, ended by SIGTERM while it trains."""
+    process = locus_process("fit", *RUN, "--trainer.max_steps=10000", "--data.num_workers=1", "--trainer.enable_progress_bar=true")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, "".join(lines) + rest
+    assert rest.count("continue with: locus fit") == 1
+    assert "Traceback" not in rest
+    assert checkpoint(tmp_path, "locus").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 6.0])
+def test_ctrl_c_while_libraries_and_weights_load_is_said(locus_process, seconds):
+    process = locus_process("fit", *RUN, "--trainer.max_steps=10000")
+    time.sleep(seconds)  # somewhere in the imports, or in the loading: nothing has been trained
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "stopped" in said
+    assert "Traceback" not in said
