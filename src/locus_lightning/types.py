@@ -200,10 +200,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """The G completions of one sample with their scores: ``scores`` maps a reward's name to G floats."""
+    """The G completions of one sample with their scores: ``scores`` maps a reward's name to G floats; ``failed`` says why there are none."""
 
     sample: Any
     prompt: Prompt
     completions: tuple[Completion, ...]
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rewards: tuple[float, ...] = ()
+    failed: str = ""

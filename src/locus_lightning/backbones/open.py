@@ -40,7 +40,7 @@ class Run:
         if not found.is_file():
             raise CheckpointError(f"there is no checkpoint {found}; give one with --ckpt.")
         summary = folder / "summary.json"
-        return cls(folder, found, yaml.safe_load(config.read_text()), json.loads(summary.read_text()) if summary.is_file() else {})
+        return cls(folder, found, _config(config), _summary(summary))
 
     def backbone(self, dtype: str, trust_remote_code: bool = False) -> HFBackbone:
         """The run's backbone in ``dtype``, not quantised, not loaded. The run's own ``trust_remote_code`` is not taken: the folder may come
@@ -73,6 +73,29 @@ class Run:
         return found if isinstance(found, dict) else {}
 
 
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as cause:
+        raise CheckpointError(
+            f"{path} cannot be read ({str(cause).splitlines()[0]}); restore it from the command that made the run."
+        ) from cause
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(
+            f"{path} is not the configuration of a run: it holds no model; restore it from the command that made the run."
+        )
+    return content
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What a run summed up; empty where it did not, or where a full disk left half a file."""
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except (ValueError, OSError):
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
 def _installed_class(class_path: str) -> str | None:
     """The name of the installed backbone plugin that a dotted path means, or None. Nothing is imported."""
     for plugin in plugins.available("backbones"):
@@ -93,22 +116,49 @@ def _remembered_by(task: Any) -> dict[str, Any]:
     return _remembered_by(settings.get("tasks"))
 
 
+def read_checkpoint(path: Path, *, resume: bool = False) -> dict[str, Any]:
+    """The content of a training checkpoint, its tensors mapped from the file.
+
+    Args:
+        path: the file.
+        resume: it is to be continued, which takes more than its weights.
+
+    Raises:
+        CheckpointError: it is damaged, holds more than plain data, or is none of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as cause:
+        reason = str(cause).splitlines()[0][:120] if str(cause) else "it is empty"
+        raise CheckpointError(
+            f"{path} cannot be read as a training checkpoint ({type(cause).__name__}: {reason}); take another one of the run."
+        ) from cause
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict; give one from a run folder.")
+    own = content.get("locus")
+    if not isinstance(own, dict) or not own.get("ranks"):
+        raise CheckpointError(f"{path} was not written by locus (its `locus` entry is missing); give one from a run folder.")
+    if resume and not (content.get("optimizer_states") and content.get("loops") and content.get("lr_schedulers")):
+        raise CheckpointError(f"{path} holds no state of the optimiser, so it cannot be continued; give last.ckpt of a run folder.")
+    return content
+
+
 def take(backbone: HFBackbone, checkpoint: Path) -> int:
     """Put a checkpoint's weights into a loaded backbone; how many numbers changed.
 
     Raises:
         CheckpointError: it is not a training checkpoint of this model, or nothing was trained.
     """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state, trained_on = content["state_dict"], content.get("locus", {}).get("trained_on", {})
-    except Exception as cause:
-        raise CheckpointError(f"{checkpoint} cannot be read as a training checkpoint ({type(cause).__name__}: {cause}).") from cause
+    content = read_checkpoint(checkpoint)
+    state, trained_on = content["state_dict"], content["locus"].get("trained_on", {})
     state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("backbone.reference.")}
     own = dict(backbone.named_parameters())
     strange = [name for name in state if name not in own]
     if strange or any(own[name].shape != value.shape for name, value in state.items()):
         raise CheckpointError(f"{checkpoint} does not fit {backbone.checkpoint}: it holds {len(strange)} unknown weights {strange[:2]}.")
+    broken = next((name for name, value in state.items() if not bool(torch.isfinite(value).all())), None)
+    if broken:
+        raise CheckpointError(f"{checkpoint} holds weights that are not finite, such as {broken}; take an earlier checkpoint of the run.")
     backbone.remembers = {**backbone.remembers, "trained_on": trained_on}
     changed = 0
     with torch.no_grad():

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import platform
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from locus_lightning.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _VERSIONED = (TensorBoardLogger, CSVLogger)
 """Loggers that number their runs; the run's folder is then theirs."""
@@ -39,3 +49,50 @@ def _new_folder(logger: Any) -> str:
     root = Path("runs") / (name if isinstance(name, str) and name else "locus")
     taken = [int(path.name.removeprefix("version_")) for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     return str(root / f"version_{max(taken, default=-1) + 1}")
+
+
+class RunLock(L.Callback):
+    """Keeps a second training out of a run's folder: both would write the same checkpoint. The lock ends with the process, however it ends."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: another process has it.
+        """
+        folder = run_folder(trainer) if stage == "fit" else None
+        if folder is None or self._file is not None or not trainer.is_global_zero or fcntl is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            if cause.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            raise ConfigError(f"{folder} is being trained in by {holder}; wait for it, or end it first.") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        self._file = file
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the lock back."""
+        if stage == "fit":
+            self._release()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the lock back; Lightning does not tear callbacks down then."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file.close()
+            self._file = None

@@ -28,11 +28,12 @@ import locus_lightning.data.corpus.corpus
 import locus_lightning.data.synthetic.curriculum
 import locus_lightning.data.synthetic.scenes
 import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
+from locus_lightning.backbones.open import read_checkpoint
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress, ProgressLines
-from locus_lightning.callbacks.run_folder import run_folder, use_run_folder
+from locus_lightning.callbacks.run_folder import RunLock, run_folder, use_run_folder
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
@@ -79,6 +80,9 @@ class LocusCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(CuePictures, "pictures")
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning looks into the checkpoint for hyper-parameters of the module; ours keep none there."""
+
     def before_instantiate_classes(self) -> None:
         """Find ``--ckpt_path last`` and go on in that run's folder."""
         config = self.config[self.subcommand]
@@ -88,6 +92,8 @@ class LocusCLI(LightningCLI):
             self._continue(config)
         elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
             raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
+        if config.get("ckpt_path") and Path(config["ckpt_path"]).is_file():  # strategies that shard write folders
+            read_checkpoint(Path(config["ckpt_path"]), resume=self.subcommand == "fit")
 
     def _continue(self, config: Namespace) -> None:
         """Find the newest run, and go on in its folder; ``auto`` begins a run where there is none."""
@@ -221,7 +227,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={
-                "callbacks": [Stops(), Summary(), PredictionFile(), RunReport()],
+                "callbacks": [RunLock(), Stops(), Summary(), PredictionFile(), RunReport()],
                 "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
                 "num_sanity_val_steps": -1,
                 "check_val_every_n_epoch": None,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.preflight import PreflightCallback
+from locus_lightning.callbacks.run_folder import RunLock
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.cli.fit import LocusCLI, run
 from locus_lightning.errors import ConfigError
@@ -49,7 +50,7 @@ def preflight_command(arguments: Sequence[str]) -> int:
         def before_fit(self) -> None:
             """All that `fit` refuses is refused here too."""
             super().before_fit()
-            others = [c for c in self.trainer.callbacks if not isinstance(c, RunReport | Checkpoints)]  # type: ignore[attr-defined]
+            others = [c for c in self.trainer.callbacks if not isinstance(c, RunReport | Checkpoints | RunLock)]  # type: ignore[attr-defined]
             self.trainer.callbacks = [probe, *others]  # type: ignore[attr-defined]
 
         def after_fit(self) -> None:

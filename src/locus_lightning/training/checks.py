@@ -35,6 +35,11 @@ def check_settings(module: LocusModule) -> None:
         )
     if module.token_budget is not None and module.token_budget < 1:
         raise ConfigError(f"model.token_budget is {module.token_budget}; it is at least 1 token, or null.")
+    if not 0 <= module.max_failed_groups <= 1 or (module.reward_timeout is not None and not module.reward_timeout > 0):
+        raise ConfigError(
+            f"model.max_failed_groups is {module.max_failed_groups} (a share between 0 and 1), model.reward_timeout {module.reward_timeout} "
+            "(seconds above 0, or null)."
+        )
     if module.resample and not module.filter_groups:
         raise ConfigError(f"model.resample is {module.resample} but model.filter_groups is false; set filter_groups: true.")
     _check_rewards(module)

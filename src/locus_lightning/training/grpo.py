@@ -19,13 +19,13 @@ from locus_lightning.objectives.advantages import weight_total, zero_std_groups
 from locus_lightning.objectives.base import Objective
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.answer import AnswerReward
-from locus_lightning.rewards.base import Reward, checked_scores
+from locus_lightning.rewards.base import Reward
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
-from locus_lightning.training.base import TaskModule, log
+from locus_lightning.training.base import TaskModule
 from locus_lightning.training.checks import check_backbone, check_settings
 from locus_lightning.training.geometry import derive_geometry, keep_to_budget
 from locus_lightning.training.rollout_batch import (
@@ -33,7 +33,9 @@ from locus_lightning.training.rollout_batch import (
     MicroBatch,
     RolloutBatch,
     completion_ids,
+    counted,
     pack_state,
+    rewards_of,
     sampled_logps,
     sampler_gap,
     to_device,
@@ -41,6 +43,7 @@ from locus_lightning.training.rollout_batch import (
     unpack_state,
 )  # fmt: skip
 from locus_lightning.training.rollout_metrics import rollout_metrics
+from locus_lightning.training.scoring import Scorer
 from locus_lightning.types import Prompt, RolloutGroup
 
 
@@ -73,6 +76,9 @@ class LocusModule(TaskModule):
         optimizer: It gets the parameters that train and gives an optimiser (paper: AdamW, 1e-6, weight decay 1e-2).
         schedule: How the learning rate changes after the warm-up: ``constant``, ``linear`` to 0, or ``cosine`` to 0.
         warmup_ratio: The share of all steps over which the rate rises from 0 (paper: 0.05).
+        max_failed_groups: The share of the last 200 groups that a reward may fail to score: by raising, by a value that is no finite number,
+            or by taking too long. Such groups are left out; beyond this share training stops.
+        reward_timeout: How many seconds a reward may take for one group; null waits for ever.
         max_skipped_steps: How many steps in a row may have a gradient that is not finite, before training stops. Such steps are skipped.
     """
 
@@ -97,6 +103,8 @@ class LocusModule(TaskModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.05,
         max_skipped_steps: int = 3,
+        max_failed_groups: float = 0.1,
+        reward_timeout: float | None = 600.0,
     ) -> None:
         self.sampling = sampling or SamplingParams()
         validation = validation or SamplingParams(self.sampling.max_new_tokens, temperature=0.0)
@@ -107,7 +115,9 @@ class LocusModule(TaskModule):
         self.micro_batch_size, self.num_iterations = micro_batch_size, num_iterations
         self.token_budget, self.mask_truncated_completions = token_budget, mask_truncated_completions
         self.filter_groups, self.resample = filter_groups, resample
+        self.max_failed_groups, self.reward_timeout = max_failed_groups, reward_timeout
         check_settings(self)
+        self._scorer = Scorer(self.rewards, max_failed_groups, reward_timeout)
         self.buffer: deque[MicroBatch] = deque()
         self.groups: list[RolloutGroup] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -127,11 +137,13 @@ class LocusModule(TaskModule):
         with self._timed("rollout"):
             self.rollout.sync(self.backbone)
             prompts = self.encode(samples)
-            groups = self.generate_groups(samples, prompts)
+            with self.together():
+                groups = self.generate_groups(samples, prompts)
+            self._scorer.note_batch(groups, self.global_step)
         with self._timed("score"):
-            rewards_BG = _rewards(groups).to(self.device)
+            rewards_BG = rewards_of(groups).to(self.device)
             advantages_BG = self.objective.advantages(rewards_BG)
-            mask_BGT = token_mask(groups, self._counted(groups, rewards_BG))
+            mask_BGT = token_mask(groups, counted(groups, self.mask_truncated_completions, self.filter_groups))
         plan, completions = self.plan(), completion_ids(groups)
         order = plan.order(len(prompts))
         with self._timed("reference"):
@@ -167,13 +179,11 @@ class LocusModule(TaskModule):
         """Rollouts with scores; groups whose rewards do not differ are generated anew, at most ``resample`` times."""
         groups = self._rollout(samples, prompts)
         for _ in range(self.resample if self.filter_groups else 0):
-            flat = zero_std_groups(_rewards(groups)).nonzero()[:, 0].tolist()
+            flat = zero_std_groups(rewards_of(groups)).nonzero()[:, 0].tolist()
             if not flat:
                 break
             for i, group in zip(flat, self._rollout([samples[i] for i in flat], [prompts[i] for i in flat]), strict=True):
                 groups[i] = group
-        if self.filter_groups and bool(zero_std_groups(_rewards(groups)).all()):
-            log.warning("step %d: no group has rewards that differ, so this rollout batch teaches nothing.", self.global_step)
         return groups
 
     def _rollout(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
@@ -191,20 +201,8 @@ class LocusModule(TaskModule):
         self._to_the_limit = True
 
     def score(self, group: RolloutGroup) -> RolloutGroup:
-        """Every reward's scores, and their weighted sum."""
-        scores = {reward.name: checked_scores(reward, group.completions, group.sample) for reward in self.rewards}
-        weights = {reward.name: reward.weight for reward in self.rewards}
-        total = tuple(sum(weights[name] * row[g] for name, row in scores.items()) for g in range(len(group.completions)))
-        return replace(group, scores=scores, rewards=total)
-
-    def _counted(self, groups: Sequence[RolloutGroup], rewards_BG: Tensor) -> Tensor:
-        """(B, G) bool: completions that count in the loss."""
-        counted_BG = torch.ones_like(rewards_BG, dtype=torch.bool)
-        if self.mask_truncated_completions:
-            counted_BG &= ~torch.tensor([[c.truncated for c in g.completions] for g in groups], device=rewards_BG.device)
-        if self.filter_groups:
-            counted_BG &= ~zero_std_groups(rewards_BG)[:, None]
-        return counted_BG
+        """Every reward's scores, and their weighted sum; see :class:`~locus_lightning.training.scoring.Scorer`."""
+        return self._scorer.score(group)
 
     def _logps(self, prompts: Sequence[Prompt], completions: list[list[Tensor]], *, reference: bool = False) -> Tensor:
         """Log-probabilities of the whole rollout batch, micro-batch by micro-batch, padded to one width."""
@@ -297,8 +295,3 @@ class LocusModule(TaskModule):
         super().load_rank_state(state)
         self.buffer = deque(to_device(micro, self.device) for micro in unpack_state(state["buffer"]))
         self._rollout_figures = dict(state.get("rollout_figures", {}))
-
-
-def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
-    """(B, G) float32."""
-    return torch.tensor([group.rewards for group in groups], dtype=torch.float32)

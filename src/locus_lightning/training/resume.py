@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -68,6 +69,25 @@ class ResumableModule(L.LightningModule):
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that each process does by itself: where it fails on one, all of them fail, so that they can save and none waits for ever.
+
+        Raises:
+            TrainingError: another process failed; it tells its own reason.
+        """
+        if self.trainer.world_size == 1:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as cause:
+            error = cause
+        self.failed_together = bool(self.trainer.strategy.reduce_boolean_decision(error is not None, all=False))
+        if self.failed_together:
+            raise error or TrainingError("training stopped because another process failed; its own message says why.")
+
     @property
     def has_boundary(self) -> bool:
         """Whether training has come to a step boundary, so that there is something to save."""
@@ -105,17 +125,19 @@ class ResumableModule(L.LightningModule):
         self._skipped_in_a_row += 1
         self._skipped_samples += [name for name in samples if name not in self._skipped_samples]
         log.warning("step %d: the gradient is not finite; the step is skipped (samples %s).", self.global_step, _few(samples))
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        limit = self.max_skipped_steps if scaler is None else max(20, self.max_skipped_steps)  # a scaler finds its scale by such steps
-        if self._skipped_in_a_row >= limit:
+        if self._skipped_in_a_row >= self._skips_allowed():
             self.trainer.should_stop = True
+
+    def _skips_allowed(self) -> int:
+        """Steps in a row that may be skipped; more with float16, whose scaler finds its scale by such steps."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return self.max_skipped_steps if scaler is None else max(20, self.max_skipped_steps)
 
     def why_stopped(self) -> TrainingError | None:
         """What ended training early by itself, or None."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if self._skipped_in_a_row < (self.max_skipped_steps if scaler is None else max(20, self.max_skipped_steps)):
-            return None
         broken = self.broken_weight()
+        if self._skipped_in_a_row < self._skips_allowed():
+            return TrainingError(f"the trained weight {broken} is not finite; continue from an earlier checkpoint.") if broken else None
         state = f"the weights themselves are not finite ({broken})" if broken else "the weights are still finite"
         return TrainingError(
             f"training stopped at step {self.global_step}: the gradients of {self._skipped_in_a_row} steps in a row were not finite, and {state}. "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from locus_lightning.errors import ConfigError
-from locus_lightning.objectives.advantages import Reduction, token_weights
+from locus_lightning.objectives.advantages import Reduction, token_weights, zero_std_groups
 from locus_lightning.types import Prompt, RolloutGroup
 
 
@@ -133,6 +133,27 @@ class RolloutBatch:
 def completion_ids(groups: Sequence[RolloutGroup]) -> list[list[Tensor]]:
     """Ids of every completion, ragged: B lists of G tensors (T,)."""
     return [[c.generation.ids_T for c in group.completions if c.generation is not None] for group in groups]
+
+
+def rewards_of(groups: Sequence[RolloutGroup]) -> Tensor:
+    """The weighted sums of scores, (B, G) float32, on the CPU."""
+    return torch.tensor([group.rewards for group in groups], dtype=torch.float32)
+
+
+def counted(groups: Sequence[RolloutGroup], mask_truncated: bool, filter_groups: bool) -> Tensor:
+    """(B, G) bool, on the CPU: completions that count in the loss. Those of groups that could not be scored never do.
+
+    Args:
+        groups: scored.
+        mask_truncated: leave out completions that were cut off.
+        filter_groups: leave out groups whose rewards do not differ.
+    """
+    counted_BG = torch.tensor([[not group.failed] * len(group.completions) for group in groups])
+    if mask_truncated:
+        counted_BG &= ~torch.tensor([[c.truncated for c in group.completions] for group in groups])
+    if filter_groups:
+        counted_BG &= ~zero_std_groups(rewards_of(groups))[:, None]
+    return counted_BG
 
 
 def token_mask(groups: Sequence[RolloutGroup], counted_BG: Tensor) -> Tensor:

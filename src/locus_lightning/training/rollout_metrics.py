@@ -24,6 +24,8 @@ def rollout_metrics(
         task: adds its own figures.
         seconds: the phases so far of this batch; the update's come from the batch before.
     """
+    failed = sum(bool(group.failed) for group in groups)
+    groups = [group for group in groups if not group.failed] or groups  # their zeros are no scores
     completions = [completion for group in groups for completion in group.completions]
     samples = [group.sample for group in groups for _ in group.completions]
     lengths = [len(c.generation.ids_T) for c in completions if c.generation is not None]
@@ -37,6 +39,7 @@ def rollout_metrics(
     figures |= {f"rollout/{name}": value for name, value in task.rollout_figures(completions, samples).items()}
     figures |= {
         "rollout/length": _mean([float(n) for n in lengths]),
+        "rollout/failed_groups": float(failed),
         "rollout/truncated": _mean([float(c.truncated) for c in completions]),
         "speed/tokens_per_s": sum(lengths) / max(seconds.get("rollout", 0.0), 1e-9),
     }
