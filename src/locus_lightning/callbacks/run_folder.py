@@ -51,6 +51,26 @@ def _new_folder(logger: Any) -> str:
     return str(root / f"version_{max(taken, default=-1) + 1}")
 
 
+def check_writable(trainer: L.Trainer) -> None:
+    """Refuse a run whose folder cannot be made or written to.
+
+    Raises:
+        ConfigError: names the folder and the reason.
+    """
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as cause:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written to ({cause.strerror}); choose another save_dir of trainer.logger."
+        ) from cause
+
+
 class RunLock(L.Callback):
     """Keeps a second training out of a run's folder: both would write the same checkpoint. The lock ends with the process, however it ends."""
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-import signal
 import sys
-import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -33,13 +27,16 @@ from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress, ProgressLines
-from locus_lightning.callbacks.run_folder import RunLock, run_folder, use_run_folder
+from locus_lightning.callbacks.run_folder import RunLock, check_writable, run_folder, use_run_folder
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
+from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, runs_of
+from locus_lightning.cli.messages import mistake_behind, one_sentence
 from locus_lightning.cli.names import prepare
+from locus_lightning.cli.setup import check_before_loading, refuse_nan, set_up_screen, stop_at_once_on_ctrl_c
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.errors import CheckpointError, ConfigError, LocusError
+from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.files import whole
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.cold_start import ColdStart, cold_start
@@ -83,13 +80,23 @@ class LocusCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning looks into the checkpoint for hyper-parameters of the module; ours keep none there."""
 
+    def _set_seed(self) -> None:
+        """Refuse a seed that not every library takes."""
+        seed = self.config[self.subcommand].get("seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}; it is a whole number from 0 to {2**32 - 1}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Find ``--ckpt_path last`` and go on in that run's folder."""
         config = self.config[self.subcommand]
+        refuse_nan(config.as_dict())
         if config.get("weights_only") is None:
             config["weights_only"] = True  # our checkpoints hold tensors and plain containers; a pickle from a stranger runs code
         if config.get("ckpt_path") in ("last", "auto"):
             self._continue(config)
+        elif config.get("ckpt_path") and Path(config["ckpt_path"]).is_dir() and Path(config["ckpt_path"]).suffix != ".ckpt":
+            raise CheckpointError(f"ckpt_path {config['ckpt_path']} is a folder; give a .ckpt file in it, or `last` for the newest run.")
         elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
             raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
         if config.get("ckpt_path") and Path(config["ckpt_path"]).is_file():  # strategies that shard write folders
@@ -97,14 +104,14 @@ class LocusCLI(LightningCLI):
 
     def _continue(self, config: Namespace) -> None:
         """Find the newest run, and go on in its folder; ``auto`` begins a run where there is none."""
-        newest = _last_checkpoint(config.trainer.logger)
+        newest = last_checkpoint(config.trainer.logger)
         if newest is None and config["ckpt_path"] == "auto":
             config["ckpt_path"] = None
             log.info("no run to continue; beginning a new one")
             return
         if newest is None:
             raise CheckpointError(
-                f"ckpt_path is last but no run under {_runs(config.trainer.logger)} has checkpoints/last.ckpt; start without ckpt_path, or use auto."
+                f"ckpt_path is last but no run under {runs_of(config.trainer.logger)} has checkpoints/last.ckpt; start without ckpt_path, or use auto."
             )
         config["ckpt_path"] = str(newest)
         if self.subcommand == "fit":
@@ -127,13 +134,19 @@ class LocusCLI(LightningCLI):
             console = get_console()
             self.trainer_defaults["callbacks"].append(Progress() if console.is_terminal or console.is_jupyter else ProgressLines())
             kwargs["enable_progress_bar"] = console.is_terminal or console.is_jupyter
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, ZeroDivisionError, MisconfigurationException) as error:
+            if mistake_behind(error) is not None:
+                raise
+            raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
         if self.folder is not None:
             use_run_folder(trainer, self.folder)
         return trainer
 
     def before_fit(self) -> None:
         """Everything that can be refused is refused here, then the cold start runs."""
+        check_writable(self.trainer)
         self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
         check_before_loading(self.trainer, self.model, self.datamodule, "fit")
         cold: ColdStart | None = self.config_init["fit"].get("cold_start")
@@ -214,8 +227,8 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
     Raises:
         LocusError: a mistake of the user, as one sentence.
     """
-    _quiet()
-    _stop_at_once_on_ctrl_c()
+    set_up_screen()
+    stop_at_once_on_ctrl_c()
     sys.argv = [sys.argv[0], *prepare(arguments)]  # what the parser reads, and a strategy that starts processes runs again
     try:
         kind(
@@ -241,100 +254,10 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         raise SystemExit(128 + stop.signum) from None
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
-    except (ArgumentError, ValueError) as error:
-        mistake = _mistake_behind(error)
+    except (ArgumentError, ValueError, TypeError) as error:
+        mistake = mistake_behind(error)
         if mistake is not None:
             raise mistake from None
         if isinstance(error, ArgumentError):
             raise ConfigError(one_sentence(str(error))) from error
         raise
-
-
-def _stop_at_once_on_ctrl_c() -> None:
-    """Until training begins, Ctrl-C ends the command at once: there is nothing to save. Lightning would turn a KeyboardInterrupt into exit 1."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise StopTraining(signum)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, stop)
-
-
-def check_before_loading(trainer: L.Trainer, model: TaskModule, data: CueDataModule, stage: str) -> None:
-    """Refuse, in one sentence and before weights are loaded, what cannot work."""
-    model.trainer, data.trainer = trainer, trainer
-    trainer.datamodule = data  # type: ignore[attr-defined]
-    model.setup(stage)
-    data.setup(stage)
-
-
-def _runs(logger: Any) -> Path:
-    """The folder under which the configured logger's runs lie."""
-    first = logger[0] if isinstance(logger, list) and logger else logger
-    init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
-    if isinstance(first, Namespace | dict) and not str(first.get("class_path", "")).endswith(("TensorBoardLogger", "CSVLogger")):
-        return Path("runs") / (init.get("name") or "locus")
-    return Path(init.get("save_dir") or "runs") / (init.get("name") or ("locus" if not init else ""))
-
-
-def _last_checkpoint(logger: Any) -> Path | None:
-    """The newest ``last.ckpt`` under the configured logger's folder, or None."""
-    found = sorted(_runs(logger).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
-
-
-def keep_earlier(path: Path) -> None:
-    """Move a file that a resumed run would write anew out of its way: metrics.csv becomes metrics-1.csv, and so on."""
-    number = 1
-    while path.with_stem(f"{path.stem}-{number}").exists():
-        number += 1
-    if path.exists():
-        path.rename(path.with_stem(f"{path.stem}-{number}"))
-
-
-def _mistake_behind(error: BaseException) -> LocusError | None:
-    """The user's mistake that the parser met while it built an object, where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LocusError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def one_sentence(message: str) -> str:
-    """The parser's message without its usage, trees and repetitions."""
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not re.match(r"(usage:|Help for|For more|Given value type|Problem with given class_path)", line)]
-    text = " ".join(dict.fromkeys(kept))
-    noise = (
-        r"Does not validate against any of the Union subtypes ?",
-        r"Subtypes: \[[^\]]*\] ?",
-        r"Errors: ?",
-        r"Expected a <class 'NoneType'> ?",
-        r"Given value: NestedArg.*",
-    )
-    for pattern in noise:
-        text = re.sub(pattern, "", text)
-    return text.strip()[:700]
-
-
-def _quiet() -> None:
-    """Leave on the screen what a user can act upon."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "httpx2", "transformers", "PIL", "torch", "tensorboard", "matplotlib", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it advertises faster 4-bit products on a CPU at every start
-    for pattern in (
-        r".*does not have many workers.*",
-        r".*module\(s\) in eval mode.*",
-        r".*isinstance\(treespec.*",
-        r".*infer the batch.*",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch
-from locus_lightning.errors import ConfigError
+from locus_lightning.errors import ConfigError, LocusError
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
@@ -100,14 +100,33 @@ class TaskModule(ResumableModule):
             self.backbone.check()
         if stage == "fit":
             _, accumulate, _ = self.stated_geometry()
+            self._check_trainer()
             self.use_accumulation(accumulate)
             self._refuse_float16()
+            self._try_optimizer()
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
             log.warning(
                 "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
                 "or a strategy that keeps float32 copies (deepspeed)."
             )
+
+    def _check_trainer(self) -> None:
+        """Refuse what Lightning takes and nobody means."""
+        passes, clip = self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val
+        if not isinstance(passes, int) or passes < 1:
+            raise ConfigError(f"trainer.accumulate_grad_batches is {passes}; it is at least 1.")
+        if clip is not None and not 0 <= clip < float("inf"):
+            raise ConfigError(f"trainer.gradient_clip_val is {clip}; it is 0 or more, or null for no clipping.")
+
+    def _try_optimizer(self) -> None:
+        """Build the optimiser over one number: what its settings refuse is refused before weights load."""
+        try:
+            self.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
+        except LocusError:
+            raise
+        except Exception as cause:
+            raise ConfigError(f"model.optimizer cannot be made: {type(cause).__name__}: {cause}. Correct its settings.") from cause
 
     def _refuse_float16(self) -> None:
         """float16 has no room for gradients without scaling, and scaling needs float32 weights."""

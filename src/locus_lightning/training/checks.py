@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from locus_lightning.training.grpo import LocusModule
 
 
+_MOST = 10_000
+"""The largest number of prompts, completions or iterations that is taken for meant."""
+
+
 def check_settings(module: LocusModule) -> None:
     """Refuse settings that cannot work, by name.
 
@@ -28,11 +32,12 @@ def check_settings(module: LocusModule) -> None:
         )
     if module.sampling.temperature <= 0:
         raise ConfigError("model.sampling.temperature is 0: greedy completions of a group are all alike; set it above 0.")
-    if min(module.micro_batch_size, module.num_iterations) < 1 or module.resample < 0:
-        raise ConfigError(
-            f"model.micro_batch_size is {module.micro_batch_size} and model.num_iterations {module.num_iterations} (at least 1 each), "
-            f"model.resample {module.resample} (at least 0)."
-        )
+    counts = {"group_size": module.group_size, "micro_batch_size": module.micro_batch_size, "num_iterations": module.num_iterations}
+    for name, value in counts.items():
+        if not isinstance(value, int) or not 1 <= value <= _MOST:
+            raise ConfigError(f"model.{name} is {value}; it is a whole number from 1 to {_MOST:,}.")
+    if module.resample < 0:
+        raise ConfigError(f"model.resample is {module.resample}; it is at least 0.")
     if module.token_budget is not None and module.token_budget < 1:
         raise ConfigError(f"model.token_budget is {module.token_budget}; it is at least 1 token, or null.")
     if not 0 <= module.max_failed_groups <= 1 or (module.reward_timeout is not None and not module.reward_timeout > 0):

@@ -1,0 +1,32 @@
+"""Which run ``--ckpt_path last`` means, and what in its folder must not be overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+
+def runs_of(logger: Any) -> Path:
+    """The folder under which the configured logger's runs lie."""
+    first = logger[0] if isinstance(logger, list) and logger else logger
+    init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
+    if isinstance(first, Namespace | dict) and not str(first.get("class_path", "")).endswith(("TensorBoardLogger", "CSVLogger")):
+        return Path("runs") / (init.get("name") or "locus")
+    return Path(init.get("save_dir") or "runs") / (init.get("name") or ("locus" if not init else ""))
+
+
+def last_checkpoint(logger: Any) -> Path | None:
+    """The newest ``last.ckpt`` under the configured logger's folder, or None."""
+    found = sorted(runs_of(logger).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def keep_earlier(path: Path) -> None:
+    """Move a file that a resumed run would write anew out of its way: metrics.csv becomes metrics-1.csv, and so on."""
+    number = 1
+    while path.with_stem(f"{path.stem}-{number}").exists():
+        number += 1
+    if path.exists():
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
