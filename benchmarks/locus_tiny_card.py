@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from locus_lightning.backbones.loading import SHIPPED
+from locus_lightning.backbones.checkpoint import SHIPPED
 from locus_lightning.data.synthetic.qa_examples import TASKS as LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]

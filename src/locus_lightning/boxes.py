@@ -92,6 +92,7 @@ class BoxFrame:
         offset: padding before the image on the left and top, original pixels.
         decimals: digits after the point in text; 0 writes whole numbers.
         unit: what the numbers are, in words for the prompt.
+        y_first: the model writes y1, x1, y2, x2.
     """
 
     image_size: Size
@@ -100,6 +101,7 @@ class BoxFrame:
     offset: tuple[float, float] = (0.0, 0.0)
     decimals: int = 0
     unit: str = "pixels"
+    y_first: bool = False
 
     @classmethod
     def stretched(cls, image_size: Size, extent: tuple[float, float], *, decimals: int = 0, unit: str = "pixels") -> BoxFrame:
@@ -136,22 +138,23 @@ class BoxFrame:
         return (step / self.scale[0], step / self.scale[1])
 
     def to_model(self, box: Box) -> Box:
-        """Original pixels -> the model's frame, not rounded."""
+        """Original pixels -> the model's frame as x1, y1, x2, y2, not rounded."""
         (ox, oy), (sx, sy) = self.offset, self.scale
         return ((box[0] + ox) * sx, (box[1] + oy) * sy, (box[2] + ox) * sx, (box[3] + oy) * sy)
 
     def to_original(self, box_model: Sequence[float]) -> Box:
-        """The model's frame -> original pixels, not clipped."""
+        """Four numbers in the order in which the model writes them -> original pixels, not clipped."""
         (ox, oy), (sx, sy) = self.offset, self.scale
-        x1, y1, x2, y2 = box_model
+        x1, y1, x2, y2 = (box_model[i] for i in (1, 0, 3, 2)) if self.y_first else box_model
         return (x1 / sx - ox, y1 / sy - oy, x2 / sx - ox, y2 / sy - oy)
 
     def to_text(self, box: Box) -> str:
-        """Original pixels -> ``[x1, y1, x2, y2]`` as this frame writes it. A side that would round to nothing is the step that its
+        """Original pixels -> ``[x1, y1, x2, y2]``, or y first, as this frame writes it. A side that would round to nothing is the step that its
         middle lies in: no end is further off than a step."""
         x1, y1, x2, y2 = self.to_model(box)
         (x1, x2), (y1, y2) = self._written(x1, x2, self.extent[0]), self._written(y1, y2, self.extent[1])
-        return "[" + ", ".join(f"{v:.{self.decimals}f}" for v in (x1, y1, x2, y2)) + "]"
+        written = (y1, x1, y2, x2) if self.y_first else (x1, y1, x2, y2)
+        return "[" + ", ".join(f"{v:.{self.decimals}f}" for v in written) + "]"
 
     def _written(self, low: float, high: float, extent: float) -> tuple[float, float]:
         step = 10.0**-self.decimals

@@ -645,3 +645,33 @@ def test_two_processes_hold_the_same_weights(locus_process, tmp_path):
     state = torch.load(next(iter(tmp_path.rglob("last.ckpt"))), weights_only=True)
     assert len(state["locus"]["ranks"]) == 2
     assert not torch.equal(*(rank["torch"] for rank in state["locus"]["ranks"])), "each rank samples for itself"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_adapters_and_their_small_steps_survive_16_bit_precision(locus, tmp_path, caplog, precision):
+    """Steps of 1e-5 round away in bfloat16: the adapters stay float32 under every precision."""
+    caplog.set_level("INFO", "locus_lightning")
+    lora = ["--config", ROOT / "tests" / "configs" / "lora_onevision.yaml", "--trainer.limit_val_batches=1", "--trainer.max_steps=2"]
+    status, _, err = locus(
+        "fit", *lora, f"--trainer.precision={precision}", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-5"
+    )
+    assert status == 0, err
+    state = weights(next(tmp_path.rglob("last.ckpt")))
+    adapters = {name: value for name, value in state.items() if "lora_A" in name}
+    assert adapters
+    assert {value.dtype for value in adapters.values()} == {torch.float32}
+    assert any((value != value.bfloat16().float()).any() for value in adapters.values())
+
+
+def test_a_token_budget_leaves_the_validation_interval_alone(locus, tmp_path, monkeypatch):
+    """Validation every second optimiser step, also where the budget doubles the passes of a step."""
+    from locus_lightning.training.base import TaskModule
+
+    seen = []
+    real = TaskModule.on_validation_epoch_end
+    monkeypatch.setattr(TaskModule, "on_validation_epoch_end", lambda self: (seen.append(self.global_step), real(self))[1])
+    options = ["--model.micro_batch_size=2", "--model.token_budget=10", "--trainer.accumulate_grad_batches=1", "--model.num_iterations=1"]
+    status, _, err = locus("fit", "--config", SCENES, *options, "--trainer.max_steps=4", "--trainer.val_check_interval=2",
+                           "--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1")  # fmt: skip
+    assert status == 0, err
+    assert seen == [2, 4]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from locus_lightning.backbones.loading import SHIPPED
+from locus_lightning.backbones.checkpoint import SHIPPED
 from tests.integration.conftest import ROOT
 
 FOLDER = SHIPPED["locus-tiny"]

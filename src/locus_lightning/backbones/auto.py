@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from locus_lightning import plugins
-from locus_lightning.backbones import loading
+from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.base import record_arguments
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.saved import ABOUT, SavedSettings, saved_settings
@@ -103,7 +103,7 @@ def backbone_of(checkpoint: str, trust_remote_code: bool = False) -> type[HFBack
     Raises:
         CheckpointError: it is not there, or no backbone speaks it.
     """
-    model_type, known = loading.model_type(checkpoint, trust_remote_code), speakers()
+    model_type, known = checkpoint_files.model_type(checkpoint, trust_remote_code), speakers()
     if model_type not in known:
         raise CheckpointError(
             f"backbone.checkpoint {checkpoint!r} is a {model_type!r} model, which no backbone speaks ({', '.join(known)}). If its card says "

@@ -6,38 +6,19 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Content, Prompt, Size
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How a family of models speaks of boxes.
-
-    Args:
-        frame: what the numbers are.
-        native: how its own training wrote a box; all forms are read, ``[x1, y1, x2, y2]`` is what the prompt asks for.
-        confirmed: whether its authors say so; otherwise the frame is our choice, and reinforcement teaches it.
-        budget: the settings that bound an image's tokens.
-        packs: whether completions can share a prompt in a packed row.
-    """
-
-    frame: str
-    native: str
-    confirmed: bool
-    budget: str
-    packs: bool = True
 
 
 class Backbone(nn.Module, ABC):
@@ -184,6 +165,10 @@ class Backbone(nn.Module, ABC):
     def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits (N, V), float32, divided by ``temperature``, image placeholder ids at -inf: the distribution that is
         sampled from and the one that log-probabilities are taken of."""
+
+    def context(self) -> int | None:
+        """Tokens that the model reads, prompt and completion together; None where it does not say."""
+        return None
 
     @property
     @abstractmethod

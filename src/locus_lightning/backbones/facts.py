@@ -27,6 +27,11 @@ class Facts(Encoding):
     def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
         """Last hidden state (D,) of one prompt, with the words ``after`` behind it."""
 
+    def context(self) -> int | None:
+        """See :meth:`Backbone.context`."""
+        room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+        return int(room) if room else None
+
     def model_family(self) -> str:
         """See :meth:`Backbone.model_family`."""
         return str(self.hf.config.model_type)

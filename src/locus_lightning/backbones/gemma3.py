@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame, image_box, raster
 from locus_lightning.types import Prompt, Size

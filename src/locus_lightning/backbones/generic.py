@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from locus_lightning.backbones import loading
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones import checkpoint as checkpoint_files
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError, ConfigError
@@ -34,21 +35,24 @@ class GenericBackbone(HFBackbone):
         frame: how the model writes boxes: ``thousandths`` (0 to 1000) or ``fractions`` (0 to 1) of the image, ``padded_fractions`` of the
             image centred on a square, or ``original_pixels``. Look into the model's card; where it says nothing, take ``thousandths``.
         decimals: digits after the point of fractions.
+        y_first: whether the model writes y1, x1, y2, x2, as PaliGemma and Gemini do.
         images_first: the chat template puts all images before all text; true writes their placeholders where the images stand.
         kwargs: see :class:`HFBackbone`.
     """
 
     convention = Convention("as you state", "as you state", False, "none")
 
-    def __init__(self, checkpoint: str, frame: Frame, decimals: int = 3, images_first: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, checkpoint: str, frame: Frame, decimals: int = 3, images_first: bool = False, y_first: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(checkpoint, **kwargs)
         if frame not in get_args(Frame):
             raise ConfigError(f"GenericBackbone.frame is {frame!r}; give one of {', '.join(get_args(Frame))}.")
-        self.stated, self.decimals, self.images_in_text = frame, decimals, images_first
+        self.stated, self.decimals, self.images_in_text, self.y_first = frame, decimals, images_first, y_first
 
     def check(self) -> None:
         """See :meth:`Backbone.check`; any family."""
-        loading.check(self.checkpoint, (), type(self).__name__, self.trust_remote_code)
+        checkpoint_files.check(self.checkpoint, (), type(self).__name__, self.trust_remote_code)
 
     def load(self) -> None:
         """See :meth:`Backbone.load`.
@@ -74,6 +78,9 @@ class GenericBackbone(HFBackbone):
 
     def frame(self, size: Size) -> BoxFrame:
         """As stated."""
+        return replace(self._stated_frame(size), y_first=self.y_first)
+
+    def _stated_frame(self, size: Size) -> BoxFrame:
         if self.stated == "thousandths":
             return BoxFrame.thousandths(size)
         if self.stated == "original_pixels":

@@ -6,7 +6,6 @@ A family's file holds only its differences: frame, images, positions.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from locus_lightning.backbones import loading, saved, toy
+from locus_lightning.backbones import base_files, loading, saved, toy
+from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.base import mark_embedding
 from locus_lightning.backbones.facts import Facts
 from locus_lightning.backbones.loading import LoRA
@@ -30,8 +30,7 @@ from locus_lightning.types import Content, Prompt
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1024
-"""Positions whose logits exist at a time; more are recomputed in the backward pass."""
+CHUNK = 1024  # positions whose logits exist at a time; more are recomputed in the backward pass
 
 
 class HFBackbone(Facts):
@@ -52,8 +51,7 @@ class HFBackbone(Facts):
     """
 
     model_types: tuple[str, ...] = ()
-    joins_features = False
-    """The model takes the features of its images as one (1, tokens, D) tensor, not as a list."""
+    joins_features = False  # the model takes the features of its images as one (1, tokens, D) tensor, not as a list
 
     def __init__(
         self,
@@ -85,7 +83,8 @@ class HFBackbone(Facts):
 
     def check(self) -> None:
         """See :meth:`Backbone.check`."""
-        loading.check(self.checkpoint, self.model_types, type(self).__name__, self.trust_remote_code)
+        checkpoint_files.check(self.checkpoint, self.model_types, type(self).__name__, self.trust_remote_code)
+        checkpoint_files.check_quantised(self.checkpoint, self.trust_remote_code, bool(self.lora), self.quantize, self.train_vision)
 
     @property
     def loaded(self) -> bool:
@@ -97,10 +96,11 @@ class HFBackbone(Facts):
         if self.loaded:
             return
         with tempfile.TemporaryDirectory() as folder:
-            source = loading.resolve(self.checkpoint)
+            source = checkpoint_files.resolve(self.checkpoint)
             if source.startswith(toy.PREFIX):
                 source = str(toy.save_toy_checkpoint(source.removeprefix(toy.PREFIX), Path(folder)))
             self.processor = loading.load_processor(source, self.trust_remote_code)
+            checkpoint_files.check_vocabulary(source, self.processor, self.trust_remote_code)
             self.model = loading.load_model(source, self.dtype, self.quantize, self.lora, self.trust_remote_code)
         self.prepare_processor()
         reason = why_not(self.hf.config)
@@ -116,6 +116,7 @@ class HFBackbone(Facts):
                 mark_embedding(module.weight)  # type: ignore[arg-type]
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        self.turn_end()  # warns where answers would never end
         self.set_trainable()
         if self.checkpoint.startswith(toy.PREFIX):
             self.weights_on_disk = False
@@ -171,12 +172,13 @@ class HFBackbone(Facts):
 
     def save_pretrained(self, folder: Path, remember: Mapping[str, Any] | None = None) -> None:
         """See :meth:`Backbone.save_pretrained`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        about = {"backbone": f"{type(self).__module__}.{type(self).__qualname__}", "family": self.family_settings()}
-        (Path(folder) / saved.ABOUT).write_text(
-            json.dumps({**about, **(self.remembers if remember is None else remember)}, indent=2) + "\n"
-        )
+        base_files.keep_base_files(self.checkpoint, Path(folder), self.dtype)
+        saved.write_beside_adapter(Path(folder), dict(self.named_parameters()), self.saved_parameters() if self.lora else set())
+        base_files.readable_by_others(Path(folder))
+        saved.write_about(Path(folder), type(self), self.family_settings(), self.remembers if remember is None else remember)
 
     def train(self, mode: bool = True) -> HFBackbone:
         """Only what gradient checkpointing looks at leaves evaluation mode: all passes are the same function."""
@@ -224,13 +226,13 @@ class HFBackbone(Facts):
     def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
         """Last hidden state (D,) of one prompt, with the words ``after`` behind it: what the next token is predicted from."""
         said = self.processor.tokenizer(after, add_special_tokens=False).input_ids
-        said_T = torch.tensor(said, dtype=torch.long, device=self.device)
-        ids_P = torch.cat([prompt.ids_P, said_T])
+        ids_P = torch.cat([prompt.ids_P, torch.tensor(said, dtype=torch.long, device=self.device)])
         more = prompt.next_position + torch.arange(len(said), device=self.device)
         positions = torch.cat([prompt.positions_P, more.expand(prompt.positions_P.shape[0], -1)], dim=1)
         features = [image for images in self.features_of([prompt]) for image in images]
-        mask = torch.ones_like(ids_P)[None]
-        return self.hidden(ids_P[None], mask, positions if len(positions) == 1 else positions[:, None], features)[0, -1]
+        return self.hidden(ids_P[None], torch.ones_like(ids_P)[None], positions if len(positions) == 1 else positions[:, None], features)[
+            0, -1
+        ]
 
     def image_outputs(self, features: Sequence[Tensor]) -> Any:
         """Features as the model's own vision side would hand them to its language model."""
@@ -271,8 +273,7 @@ class HFBackbone(Facts):
         rows = lay_out(prompts, completions, share_prefix=share_prefix and self.packs)
         features = self.features_of(prompts, reference=reference)
         of_rows = [image for b in rows.prompts for image in features[b]]
-        adapter_off = reference and self.lora is not None
-        with self.model.disable_adapter() if adapter_off else nullcontext():
+        with self.model.disable_adapter() if reference and self.lora is not None else nullcontext():
             hidden = self.hidden(rows.ids_RS, rows.mask, rows.positions, of_rows, reference=reference)
             hidden_ND = hidden.flatten(0, 1)[rows.source_N]
             pieces = [

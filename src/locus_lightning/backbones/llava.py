@@ -7,7 +7,7 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame, raster
 from locus_lightning.types import Prompt, Size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.tiled import TiledLlavaBackbone
 
 

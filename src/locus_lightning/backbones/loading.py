@@ -1,4 +1,4 @@
-"""Loading a checkpoint: existence and family first, then processor, weights, NF4 and LoRA.
+"""Loading a checkpoint: processor, weights, NF4 and LoRA.
 
 What is quantised and what gets an adapter is decided by where a module stands (the language model), not by a pattern
 that happens to match, and is printed.
@@ -11,13 +11,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from locus_lightning.backbones import toy
+from locus_lightning.backbones.checkpoint import config_of
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.errors import CheckpointError, ConfigError
 
@@ -42,109 +41,6 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
-
-
-SHIPPED = {"locus-tiny": Path(__file__).parents[1] / "models" / "locus_tiny"}
-"""Checkpoints that come with the package, by name."""
-
-
-def announce_remote_code(checkpoint: str) -> None:
-    """Log which code files of a checkpoint ``trust_remote_code`` is about to run."""
-    from transformers import PretrainedConfig
-
-    try:
-        config, _ = PretrainedConfig.get_config_dict(resolve(checkpoint))
-    except (OSError, ValueError):
-        return  # the check of the checkpoint reports this
-    classes = [name for entry in config.get("auto_map", {}).values() for name in (entry if isinstance(entry, list) else [entry]) if name]
-    files = sorted(
-        {
-            name.split("--")[0] + "/" + name.split("--")[1].split(".")[0] + ".py" if "--" in name else name.split(".")[0] + ".py"
-            for name in classes
-        }
-    )
-    if files:
-        log.warning("trust_remote_code: %s runs the code of %s.", checkpoint, ", ".join(files))
-
-
-def resolve(checkpoint: str) -> str:
-    """A checkpoint as transformers takes it: shipped names become their folder, ``~`` is written out."""
-    if checkpoint in SHIPPED:
-        return str(SHIPPED[checkpoint])
-    return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
-
-
-def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_remote_code: bool) -> None:
-    """Look at a checkpoint's config without loading weights.
-
-    Raises:
-        CheckpointError: it is not there, has no readable config, or is of a family this backbone does not speak (``model_types``
-            empty: any will do).
-    """
-    if trust_remote_code:
-        announce_remote_code(checkpoint)
-    found = model_type(checkpoint, trust_remote_code)
-    if model_types and found not in model_types:
-        raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is a {found!r} model and {backbone} speaks {', '.join(model_types)}; "
-            "choose the backbone of its family (`locus plugins backbones`)."
-        )
-
-
-def model_type(checkpoint: str, trust_remote_code: bool = False) -> str:
-    """What transformers calls the checkpoint's family, such as ``qwen2_5_vl``; its config is read, no weights.
-
-    Raises:
-        CheckpointError: it is not there, or has no readable config.
-    """
-    if not checkpoint.startswith(toy.PREFIX):
-        return str(config_of(checkpoint, trust_remote_code).model_type)
-    name = checkpoint.removeprefix(toy.PREFIX)
-    if name not in toy.families():
-        raise CheckpointError(
-            f"backbone.checkpoint is {checkpoint!r}; toy checkpoints are {', '.join(toy.PREFIX + f for f in toy.families())}."
-        )
-    return toy.model_type(name)
-
-
-def config_of(checkpoint: str, trust_remote_code: bool) -> Any:
-    """A checkpoint's config.
-
-    Raises:
-        CheckpointError: it is not there, or has no readable config.
-    """
-    from transformers import AutoConfig
-
-    checkpoint = resolve(checkpoint)
-    looks_local = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
-    if looks_local and not Path(checkpoint).expanduser().is_dir():
-        raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is no folder here; give an existing folder, a hub name such as owner/name, or {' or '.join(SHIPPED)}."
-        )
-    if looks_local and not (Path(checkpoint).expanduser() / "config.json").is_file():
-        raise CheckpointError(f"backbone.checkpoint {checkpoint!r} has no config.json; give a folder that save_pretrained wrote.")
-    try:
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as cause:
-        raise CheckpointError(f"backbone.checkpoint {checkpoint!r} {_why(cause)}") from cause
-
-
-def _why(cause: Exception) -> str:
-    """What is wrong with a checkpoint that cannot be read, and what to do."""
-    reason = " ".join(str(cause).split())
-    if "trust_remote_code" in reason:
-        return (
-            "brings code of its own; read it and set backbone.trust_remote_code: true (--trust-remote-code for eval, analyze and export), or "
-            "take the version in transformers' own form."
-        )
-    if "gated" in reason.lower():
-        return "is gated: accept its licence on its page of the hub, then log in there (hf auth login)."
-    if "model type" in reason or "model_type" in reason:
-        return f"is of a kind that this transformers does not know; a newer one may ({reason[:200]})."
-    return (
-        "is neither a folder here nor a model that could be reached on the hub; check the name, the network and your access rights "
-        f"({reason[:200]})."
-    )
 
 
 def load_processor(source: str, trust_remote_code: bool) -> Any:

@@ -14,7 +14,7 @@ from locus_lightning import plugins
 from locus_lightning.backbones.auto import AutoBackbone, speaker_of
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.hf import HFBackbone
-from locus_lightning.backbones.saved import saved_settings
+from locus_lightning.backbones.saved import read_beside_adapter, saved_settings
 from locus_lightning.errors import CheckpointError, ConfigError
 
 
@@ -170,12 +170,12 @@ def take(backbone: HFBackbone, checkpoint: Path) -> int:
     return changed
 
 
-def open_model(name: str, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False) -> HFBackbone:
+def open_model(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> HFBackbone:
     """A loaded backbone, ready to answer.
 
     Args:
         name: a run's folder, a ``.ckpt`` in one, a folder with an adapter, a Hugging Face folder or name, or ``toy:FAMILY``.
-        dtype: of the weights.
+        dtype: of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
         device: where it lives; None: the first GPU where there is one, else the CPU.
         trust_remote_code: run code that comes with the checkpoint. Nothing that lies beside the weights can switch this on.
 
@@ -183,10 +183,11 @@ def open_model(name: str, dtype: str = "float32", device: str | None = None, tru
         CheckpointError: it is none of these, or does not fit on the GPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
     try:
         return _open(name, dtype, trust_remote_code).to(device)
     except torch.cuda.OutOfMemoryError as cause:
-        raise CheckpointError(f"{name} does not fit on {device} in {dtype}; try --dtype bfloat16 ({cause}).") from cause
+        raise CheckpointError(f"{name} does not fit on {device} in {dtype}; try --dtype bfloat16, or --dtype float16 ({cause}).") from cause
 
 
 def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
@@ -209,7 +210,9 @@ def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
             backbone.remembers = saved.task
         backbone.check()
         backbone.load()
-        backbone.model = PeftModel.from_pretrained(backbone.model, str(path)).merge_and_unload()
+        backbone.model = PeftModel.from_pretrained(backbone.model, str(path))
+        read_beside_adapter(path, dict(backbone.model.named_parameters()))
+        backbone.model = backbone.model.merge_and_unload()
         return backbone
     backbone = AutoBackbone(name, dtype=dtype, trust_remote_code=trust_remote_code)
     backbone.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.types import Size

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.types import Size

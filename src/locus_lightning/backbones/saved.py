@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locus_lightning.backbones.loading import resolve
+from torch import Tensor
+
+from locus_lightning.backbones.checkpoint import resolve
 from locus_lightning.errors import CheckpointError
 
 ABOUT = "locus.json"
 """Beside saved weights: which backbone wrote them, in what frame and with what words."""
+
+
+def write_about(folder: Path, kind: type, family: Mapping[str, Any], remember: Mapping[str, Any]) -> None:
+    """Write which backbone wrote a folder, the settings of its family, and what the task wants to be remembered."""
+    about = {"backbone": f"{kind.__module__}.{kind.__qualname__}", "family": dict(family), **remember}
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+BESIDE_ADAPTER = "trained_beside_adapter.safetensors"
+"""Beside an adapter: other weights that training changed, such as those of the vision side. peft alone does not load them."""
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the base model, without what adapters put around it."""
+    return name.removeprefix("model.").removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+def write_beside_adapter(folder: Path, parameters: Mapping[str, Tensor], trained: Set[str]) -> None:
+    """Write what was trained and belongs to no adapter; nothing where that is nothing."""
+    from safetensors.torch import save_file
+
+    rest = {plain_name(n): parameters[n].detach().cpu().contiguous() for n in sorted(trained) if n in parameters and "lora_" not in n}
+    plain = {name: value for name, value in rest.items() if value.is_floating_point()}
+    if plain:
+        save_file(plain, str(folder / BESIDE_ADAPTER), metadata={"format": "pt"})
+
+
+def read_beside_adapter(folder: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Put :func:`write_beside_adapter`'s weights into the base model's parameters.
+
+    Raises:
+        CheckpointError: they are of another model.
+    """
+    path = folder / BESIDE_ADAPTER
+    if not path.is_file():
+        return
+    from safetensors.torch import load_file
+
+    own = {plain_name(name): parameter for name, parameter in parameters.items()}
+    for name, value in load_file(str(path)).items():
+        if name not in own or own[name].shape != value.shape:
+            raise CheckpointError(f"{path} holds weights that the base model does not have ({name}); give the base that it was trained on.")
+        own[name].data.copy_(value)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from locus_lightning.backbones.base import Convention
+from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame, image_box, raster
 from locus_lightning.errors import ConfigError

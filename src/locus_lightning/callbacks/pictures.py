@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from locus_lightning.callbacks.loggers import disk_trouble_is_a_warning
 from locus_lightning.tasks.pictures import contact_sheet
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.types import RolloutGroup
@@ -36,8 +37,10 @@ class CuePictures(L.Callback):
         chosen = pl_module.groups[: self.groups]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("cues", np.asarray(contact_sheet(pl_module.task, chosen)), self._last, dataformats="HWC")
-                logger.experiment.add_text("completions", completions_table(chosen), self._last)
+                sheet = np.asarray(contact_sheet(pl_module.task, chosen))
+                with disk_trouble_is_a_warning(logger):
+                    logger.experiment.add_image("cues", sheet, self._last, dataformats="HWC")
+                    logger.experiment.add_text("completions", completions_table(chosen), self._last)
 
 
 def completions_table(groups: Sequence[RolloutGroup]) -> str:

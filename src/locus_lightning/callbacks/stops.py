@@ -50,11 +50,12 @@ class Stops(L.Callback):
     # ---- listening -------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen, where signals can be caught: in the main thread."""
-        self._listen(trainer)
+        """Remember who listens now."""
+        self._previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen again: Lightning has put a handler of its own in place of ours."""
+        """Listen, where signals can be caught: in the main thread. Not earlier, since Lightning installs handlers of its own first, and in the end
+        puts back what it found then."""
         self._listen(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -68,15 +69,16 @@ class Stops(L.Callback):
         for signum in _SIGNALS:
             if signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) is signal.SIG_IGN:
                 continue  # nohup
-            before = signal.signal(signum, self._on_signal)
-            self._previous.setdefault(signum, before)
+            signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader's worker has inherited the handler; its parent stops it
             return
+        if self._trainer is None:  # the run is over
+            return
         again, self.signum = bool(self.signum), self.signum or signum
-        module = self._trainer.lightning_module if self._trainer is not None else None
-        if not isinstance(module, ResumableModule) or self._trainer is None:
+        module = self._trainer.lightning_module
+        if not isinstance(module, ResumableModule):
             return
         module.stopping = module.stopping or self._trainer.world_size == 1
         if self._trainer.world_size == 1 and (again or signum != _STEP_FIRST) and self._may_drop(module):
@@ -129,6 +131,8 @@ class Stops(L.Callback):
         self._restore()
 
     def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+        self._trainer = None
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._previous.items():
+                signal.signal(signum, handler)
         self._previous = {}

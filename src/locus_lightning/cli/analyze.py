@@ -60,7 +60,12 @@ def analyze_command(arguments: Sequence[str]) -> int:
         sub.add_argument("--against", metavar="MODEL", help="a second model, drawn beside the first on the same scale")
         sub.add_argument("--suite", default="smallstar", help="smallstar (made on the spot), or a folder in V*Bench's layout")
         sub.add_argument("--number", type=int, default=100, help="questions of each kind at most (default 100)")
-        sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+        sub.add_argument(
+            "--dtype",
+            default="auto",
+            choices=["auto", "float32", "bfloat16", "float16"],
+            help="of the weights (default auto: bfloat16 on a GPU, float32 on a CPU)",
+        )
         sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
         sub.add_argument("--out", type=Path, default=Path("runs/analysis"), metavar="FOLDER")
         if name == "attention":

@@ -84,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the suite's, 1,024 with --think")
     parser.add_argument("--think", action="store_true", help="append the think/answer instruction, for models trained with it")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the weights (default auto: bfloat16 on a GPU, float32 on a CPU)",
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint; read it first")
     parser.add_argument("--lmms-eval", type=Path, metavar="PYTHON",
                         help="with --suite paper: run lmms-eval's share too, by the Python of an environment with plugins/lmms_eval")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from locus_lightning import __version__
+from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.open import Run, take
@@ -50,6 +52,8 @@ def export_command(arguments: Sequence[str]) -> int:
     if options.adapter_only and backbone.lora is None:
         raise ConfigError("--adapter-only: this run has no adapter; it trained all weights.")
     backbone.check()
+    if not options.adapter_only and checkpoint_files.is_quantised(backbone.checkpoint, options.trust_remote_code):
+        raise ConfigError(f"{backbone.checkpoint} is quantised by its own, so adapters cannot be merged into it; use --adapter-only.")
     backbone.load()
     changed = take(backbone, run.checkpoint)
     print(f"{changed:,} weights differ from {backbone.checkpoint}")
@@ -126,6 +130,8 @@ def write_card(run: Run, backbone: HFBackbone, folder: Path, dtype: str, kind: s
         f"- base model: `{backbone.checkpoint}` ({type(backbone).__name__}); its licence applies",
         f"- weights: {'adapter alone' if kind == 'adapter' else f'all, {dtype}'}, from `{run.checkpoint.name}`",
         f"- boxes: {convention.frame if convention else 'see the backbone plugin'}",
+        f"- files: tokenizer, processor, template and configuration are the base model's own, so the versions of transformers that load it "
+        f"load this; weights written with transformers {version('transformers')}",
         f"- optimiser steps: {run.summary.get('steps', 'not recorded')}, seed {run.summary.get('seed', 'not recorded')}", "",
         "## Held-out figures", "",
         *(["| figure | before | after |", "|---|---|---|", *figures] if figures else ["The run left no summary."]), "",

@@ -24,6 +24,7 @@ import locus_lightning.data.synthetic.scenes
 import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.backbones.open import read_checkpoint
 from locus_lightning.callbacks.checkpoints import Checkpoints
+from locus_lightning.callbacks.loggers import KeepLogging
 from locus_lightning.callbacks.pictures import CuePictures
 from locus_lightning.callbacks.predictions import PredictionFile
 from locus_lightning.callbacks.progress import Progress, ProgressLines
@@ -34,7 +35,14 @@ from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperp
 from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, runs_of
 from locus_lightning.cli.messages import mistake_behind, one_sentence
 from locus_lightning.cli.names import prepare
-from locus_lightning.cli.setup import check_before_loading, refuse_nan, set_up_screen, stop_at_once_on_ctrl_c
+from locus_lightning.cli.setup import (
+    check_before_loading,
+    end_with_the_launcher,
+    refuse_nan,
+    set_up_screen,
+    started_by_lightning,
+    stop_at_once_on_ctrl_c,
+)
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.files import whole
@@ -176,8 +184,9 @@ class LocusCLI(LightningCLI):
         after = self._validate()
         if folder is not None and self.trainer.is_global_zero:
             self.model.backbone.save_pretrained(folder / "model", {**self.model.task.remember(), "trained_on": self.model.trained_on()})
+        quarantined = self.datamodule.quarantined_by_all()
         if self.trainer.is_global_zero and after:
-            data = {**self.datamodule.source.summary(), "quarantined": self.datamodule.quarantine}
+            data = {**self.datamodule.source.summary(), "quarantined": quarantined}
             seed = self.config["fit"]["seed_everything"]
             self.summary.finish(folder, self.model, after, seed, data)
             log_hyperparameters(self.trainer, self.model.task, self.config["fit"].as_dict(), after)
@@ -229,6 +238,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
     """
     set_up_screen()
     stop_at_once_on_ctrl_c()
+    end_with_the_launcher()
     sys.argv = [sys.argv[0], *prepare(arguments)]  # what the parser reads, and a strategy that starts processes runs again
     try:
         kind(
@@ -240,7 +250,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, **{c: {"exit_on_error": False} for c in LightningCLI.subcommands()}},
             trainer_defaults={
-                "callbacks": [RunLock(), Stops(), Summary(), PredictionFile(), RunReport()],
+                "callbacks": [KeepLogging(), RunLock(), Stops(), Summary(), PredictionFile(), RunReport()],
                 "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "locus"}},
                 "num_sanity_val_steps": -1,
                 "check_val_every_n_epoch": None,
@@ -250,6 +260,10 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         )
     except StopTraining as stop:
         where = "before training began" if not stop.step else f"at step {stop.step}; continue with: locus fit --config ... --ckpt_path last"
+        if (
+            started_by_lightning()
+        ):  # a status other than 0 makes the process that started this one kill the others, while they may still be saving
+            raise SystemExit(0) from None
         print(f"stopped {where}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except MisconfigurationException as error:

@@ -41,7 +41,7 @@ def one_sentence(message: str) -> str:
 def _plain(body: str) -> str:
     """A value that is of no accepted type, in one clause; other messages stay."""
     given = [value.strip("'\" .") for value in re.findall(r"(?:Given|Got) value: (\S+)", body)]
-    wanted = list(dict.fromkeys(re.findall(r"[Ee]xpected (?:a )?(one of \[.*?\]|[a-zA-Z_][\w.]*)", body)))
+    wanted = list(dict.fromkeys(re.findall(r"[Ee]xpected (?:a )?(one of \[.*?\]|[a-zA-Z_][\w.]*\w)", body)))
     rest = re.sub(r"(?:Given|Got) value: \S+|[Ee]xpected (?:a )?(one of \[.*?\]|[a-zA-Z_][\w.]*)", "", body).strip(" ,.]")
     if given and wanted:
         return f"{given[-1]} is given where {' or '.join(wanted)} is expected"

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,25 @@ def stop_at_once_on_ctrl_c() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, stop)
+
+
+def started_by_lightning() -> bool:
+    """Whether Lightning has started this process for another rank, and not torchrun, SLURM or the user."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
+
+
+def end_with_the_launcher() -> None:
+    """A process that Lightning has started ends when the one that started it is gone: nobody would ever talk to it again."""
+    if not started_by_lightning():
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def refuse_nan(settings: Any, key: str = "") -> None:

@@ -83,7 +83,14 @@ def generate_checked(
 
     Raises:
         PluginError: the engine gave fewer or more than were asked for.
+        ConfigError: prompt and completion do not fit into the model's context.
     """
+    longest, room = max((len(prompt.ids_P) for prompt in prompts), default=0), backbone.context()
+    if room is not None and longest + sampling.max_new_tokens > room:
+        raise ConfigError(
+            f"a prompt of {longest:,} tokens with max_new_tokens {sampling.max_new_tokens:,} is longer than the {room:,} tokens that "
+            f"{backbone.checkpoint} reads; lower max_new_tokens or the images' budget."
+        )
     made = engine.generate(backbone, prompts, n, sampling)
     counts = {len(row) for row in made}
     if len(made) != len(prompts) or counts - {n}:

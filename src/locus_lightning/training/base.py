@@ -104,6 +104,9 @@ class TaskModule(ResumableModule):
             self.use_accumulation(accumulate)
             self._refuse_float16()
             self._try_optimizer()
+        if stage == "fit" and self.trainer.precision == "bf16-true" and self.backbone.dtype == torch.float32 and not self.backbone.loaded:
+            log.info("trainer.precision is bf16-true: backbone.dtype float32 becomes bfloat16; adapters stay float32.")
+            self.backbone.dtype = torch.bfloat16
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
             log.warning(
@@ -148,6 +151,12 @@ class TaskModule(ResumableModule):
         trainer.accumulate_grad_batches = passes
         if isinstance(interval, int) and not isinstance(interval, bool) and trainer.check_val_every_n_epoch is None:
             trainer.val_check_interval = interval * passes
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskModule:
+        """Move to a device. A type is not taken: ``backbone.dtype`` decides it, adapters stay float32, and figures are summed in float64, which
+        Lightning's ``bf16-true`` would round away."""
+        device, _, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return super().to(device=device) if device is not None else self
 
     def configure_model(self) -> None:
         """Load weights; free until here."""

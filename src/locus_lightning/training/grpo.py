@@ -139,7 +139,6 @@ class LocusModule(TaskModule):
             prompts = self.encode(samples)
             with self.together():
                 groups = self.generate_groups(samples, prompts)
-            self._scorer.note_batch(groups, self.global_step)
         with self._timed("score"):
             rewards_BG = rewards_of(groups).to(self.device)
             advantages_BG = self.objective.advantages(rewards_BG)
@@ -155,6 +154,8 @@ class LocusModule(TaskModule):
         )
         self.groups = groups
         self._rollout_figures = self.mean_over_ranks(rollout_metrics(groups, self.rewards, self.task, self.seconds))
+        if self.trainer.is_global_zero:
+            self._scorer.note_batch(groups, self._rollout_figures["reward/frac_reward_zero_std"] >= 1.0, self.global_step)
         self.tell_callbacks("on_rollout_end", groups)
         return batch.cut(order, self._totals(mask_BGT, order), plan.accumulate, self.objective.reduction, self.sampling.max_new_tokens)
 

@@ -63,10 +63,15 @@ class Scorer:
         total = tuple(sum(weights[name] * row[g] for name, row in scores.items()) for g in range(len(group.completions)))
         return replace(group, scores=scores, rewards=total)
 
-    def note_batch(self, groups: Sequence[RolloutGroup], step: int) -> None:
-        """Say it when no group's rewards differ, batch after batch: nothing is learned then."""
+    def note_batch(self, groups: Sequence[RolloutGroup], flat: bool, step: int) -> None:
+        """Say it when no group's rewards differ, batch after batch: nothing is learned then.
+
+        Args:
+            groups: of this process.
+            flat: whether that is so in all groups of all processes.
+            step: optimiser steps taken.
+        """
         scored = [group for group in groups if not group.failed]
-        flat = all(max(group.rewards) - min(group.rewards) <= 1e-8 for group in scored)
         self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0
         if self._flat_in_a_row not in _FLAT_BATCHES:
             return

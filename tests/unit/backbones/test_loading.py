@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locus_lightning.backbones import loading
+from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.auto import AutoBackbone
 from locus_lightning.backbones.generic import GenericBackbone
 from locus_lightning.backbones.loading import LoRA
@@ -56,7 +56,7 @@ def test_checkpoints_that_cannot_be_used_are_told_apart(tmp_path, toy_folder, ma
     with pytest.raises(CheckpointError, match="does not know"):
         AutoBackbone(str(tmp_path / "own"))
     with pytest.raises(CheckpointError, match="is gated: accept its licence"):
-        raise CheckpointError(f"x {loading._why(OSError('You are trying to access a gated repo.'))}")
+        raise CheckpointError(f"x {checkpoint_files._why(OSError('You are trying to access a gated repo.'))}")
     for path in toy_folder("llava").iterdir():
         if path.name in ("config.json", "model.safetensors"):
             (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -115,7 +115,7 @@ def test_the_code_that_will_run_is_named(saved, caplog):
     config = json.loads((saved / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "someone/model--modeling_own.OwnModel"}
     (saved / "config.json").write_text(json.dumps(config))
-    from locus_lightning.backbones.loading import announce_remote_code
+    from locus_lightning.backbones.checkpoint import announce_remote_code
 
     announce_remote_code(str(saved))
     assert "runs the code of configuration_own.py, someone/model/modeling_own.py" in caplog.text

@@ -1,0 +1,83 @@
+"""A disk that is full or gone, under loggers and under the pictures."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from locus_lightning.callbacks import loggers
+from tests.faults.conftest import RUN, checkpoint, locus_process  # noqa: F401
+from tests.integration.conftest import coco_folder  # noqa: F401
+
+
+def test_a_logger_that_cannot_write_is_a_warning_and_goes_on_later(locus, tmp_path, inject, caplog, monkeypatch):
+    monkeypatch.setattr(loggers, "_AGAIN_S", 0.0)
+    write, full = RecordWriter.write, []
+
+    def may_fail(self, data):
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", may_fail)
+
+    def fill(trainer, module, samples):
+        full.append(True)
+
+    def free(self, trainer, *more, real=loggers.KeepLogging.on_train_batch_end):
+        if trainer.global_step == 4:
+            full.clear()
+
+    monkeypatch.setattr(loggers.KeepLogging, "on_train_batch_end", free)
+    status, _, err = locus("fit", *RUN, inject("rollout", 2, fill))
+    assert status == 0, err
+    assert any("TensorBoardLogger could not write ([Errno 28] No space left on device)" in r.getMessage() for r in caplog.records)
+    assert torch.load(checkpoint(tmp_path, "locus"), weights_only=True)["global_step"] == 6
+    assert len(list(checkpoint(tmp_path, "locus").parents[1].glob("events.out.tfevents*"))) >= 2, "a new event file was begun"
+
+
+def test_when_all_pictures_are_gone_the_state_is_saved_first(locus, tmp_path, inject, coco_folder, caplog):  # noqa: F811
+    import shutil
+
+    shutil.copytree(coco_folder, tmp_path / "photos")
+
+    def unmount(trainer, module, samples):
+        shutil.rmtree(tmp_path / "photos" / "images")
+
+    source = ["--data.source=CocoCues", f"--data.source.init_args.annotations={tmp_path / 'photos' / 'instances.json'}",
+              f"--data.source.init_args.images={tmp_path / 'photos' / 'images'}", "--data.source.init_args.val_fraction=0.2",
+              "--trainer.limit_val_batches=0"]  # fmt: skip
+    options = [option for option in RUN if "train_size" not in str(option)]
+    status, _, err = locus("fit", *options, *source, inject("rollout", 2, unmount))
+    assert status == 2, err
+    assert "pictures in a row cannot be used" in err
+    assert "check that the picture folder is still there" in err
+    assert "Traceback" not in err
+    assert torch.load(checkpoint(tmp_path, "locus"), weights_only=True)["global_step"] == 4, "the rollout at hand was still used"
+    shutil.copytree(coco_folder / "images", tmp_path / "photos" / "images")
+    status, _, err = locus("fit", *options, *source, "--ckpt_path=last")
+    assert status == 0, err
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  # noqa: F811
+    process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
+                            "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true")  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(child, signal.SIGTERM)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, "".join(lines) + rest
+    assert not os.path.exists(f"/proc/{child}")
+    saved = torch.load(checkpoint(tmp_path, "locus"), weights_only=True)
+    assert len(saved["locus"]["ranks"]) == 2
