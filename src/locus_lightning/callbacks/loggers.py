@@ -47,7 +47,10 @@ def disk_trouble_is_a_warning(logger: Logger) -> Iterator[None]:
     """Whatever of the disk goes wrong in here is said, at most once a minute, and training goes on."""
     try:
         yield
-    except OSError as cause:
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # Lightning's TensorBoardLogger wraps what its writer raises
+        if not isinstance(cause, OSError):
+            raise
         now = monotonic()
         if now - getattr(logger, "_locus_warned", -_AGAIN_S) < _AGAIN_S:
             return

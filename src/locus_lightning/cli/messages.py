@@ -12,11 +12,13 @@ _MOST = 300
 
 def mistake_behind(error: BaseException) -> LocusError | None:
     """The user's mistake that the parser met while it built an object, where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LocusError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:  # an exception that is raised again and again may be its own context
+        if isinstance(link, LocusError):
+            return link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
     return None
 
 
