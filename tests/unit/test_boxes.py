@@ -92,3 +92,8 @@ def test_trivial_boxes_lie_in_the_image():
     for box in constant_boxes((200, 100)).values():
         assert is_valid_box(box)
         assert clip_box(box, (200, 100)) == box
+
+
+@pytest.mark.parametrize("box", [(1, 1, 1, 2), (1, 1, 2, 1), (2, 1, 1, 2), (1, 2, 2, 1), (0, 0, float("inf"), 1), (0, 0, 1)])
+def test_a_box_without_area_is_none(box):
+    assert not is_valid_box(box)

@@ -99,3 +99,13 @@ def test_cropping_scales_the_cue_only():
 def test_a_mix_that_cannot_work_is_refused(mix):
     with pytest.raises(ConfigError, match="mix"):
         ObjectCues(mix)
+
+
+def test_a_window_holds_its_whole_box_and_no_sliver_is_taken():
+    """Rounded outwards on every side: the left and upper edge down, the right and lower edge up."""
+    sampler = ObjectCues(ALL, padding=(0.0, 0.0))
+    (window,) = sampler.sample((640, 480), [SceneObject((100.6, 50.4, 130.2, 80.7))], rng())
+    assert window.box == (100, 50, 131, 81)
+    assert sampler.integer_window((-3.5, -0.2, 30.0, 30.0), (640, 480)) == (0, 0, 30, 30)
+    assert sampler.integer_window((0, 0, 4000, 16), (8000, 100)) is None
+    assert sampler.integer_window((0, 0, 3200, 16), (8000, 100)) == (0, 0, 3200, 16)

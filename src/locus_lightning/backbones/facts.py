@@ -21,6 +21,7 @@ class Facts(Encoding):
     """What commands and callbacks ask about a model beside its forward passes; :class:`HFBackbone` adds those."""
 
     model: Any
+    lora: loading.LoRA | None
     trust_remote_code: bool
 
     @abstractmethod
@@ -31,6 +32,16 @@ class Facts(Encoding):
         """See :meth:`Backbone.context`."""
         room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
         return int(room) if room else None
+
+    @torch.no_grad()
+    def next_token_logps(self, prompt: Prompt) -> Tensor:
+        """Log-probabilities (V,) of what follows a prompt, adapters on, in float32 on the CPU."""
+        return self.hf.get_output_embeddings()(self.last_hidden(prompt)).float().log_softmax(-1).cpu()  # type: ignore[no-any-return]
+
+    def merge_adapters(self) -> None:
+        """Fold the adapters into the weights for good; nothing where there are none."""
+        if self.lora is not None:
+            self.model, self.lora, self.adapter_rank = self.model.merge_and_unload(), None, 0
 
     def model_family(self) -> str:
         """See :meth:`Backbone.model_family`."""

@@ -17,12 +17,12 @@ from torch import Tensor
 from locus_lightning import __version__
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.backbones.open import Run, take
 from locus_lightning.data.synthetic.drawing import Look, paint
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.tasks.question_answering import QuestionAnswering
-from locus_lightning.types import Prompt, Question
+from locus_lightning.types import Question
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def export_command(arguments: Sequence[str]) -> int:
         raise ConfigError(f"the folder {options.folder} is not empty; name a new one.")
     run = Run.read(options.run, options.ckpt)
     backbone = run.backbone(options.dtype, options.trust_remote_code)
-    if options.adapter_only and backbone.lora is None:
+    if options.adapter_only and not backbone.adapter_rank:
         raise ConfigError("--adapter-only: this run has no adapter; it trained all weights.")
     backbone.check()
     if not options.adapter_only and checkpoint_files.is_quantised(backbone.checkpoint, options.trust_remote_code):
@@ -65,9 +65,8 @@ def export_command(arguments: Sequence[str]) -> int:
     question = picture()
     content = QuestionAnswering().messages(question, backbone.frame(question.image.size))
     (prompt,) = backbone.encode([content])
-    live = next_token(backbone, prompt)
-    if backbone.lora:
-        backbone.model, backbone.lora = backbone.model.merge_and_unload(), None
+    live = backbone.next_token_logps(prompt)
+    backbone.merge_adapters()
     backbone.save_pretrained(options.folder)
     write_card(run, backbone, options.folder, options.dtype, "merged")
     text = backbone.prompt_text(content)
@@ -92,12 +91,6 @@ def picture() -> Question:
 
 
 @torch.no_grad()
-def next_token(backbone: HFBackbone, prompt: Prompt) -> Tensor:
-    """Log-probabilities (V,) of what follows a prompt, adapters on."""
-    return backbone.hf.get_output_embeddings()(backbone.last_hidden(prompt)).float().log_softmax(-1).cpu()
-
-
-@torch.no_grad()
 def reload(folder: Path, live: Tensor, text: str, image: Image.Image) -> tuple[float, str]:
     """Load an exported folder as anybody would: largest difference of likely tokens' log-probabilities to ``live``, and an answer."""
     from transformers import AutoModelForImageTextToText
@@ -111,7 +104,7 @@ def reload(folder: Path, live: Tensor, text: str, image: Image.Image) -> tuple[f
     return float((found - live)[likely].abs().max()), processor.decode(made, skip_special_tokens=True)
 
 
-def write_card(run: Run, backbone: HFBackbone, folder: Path, dtype: str, kind: str) -> None:
+def write_card(run: Run, backbone: Backbone, folder: Path, dtype: str, kind: str) -> None:
     """A model card: base, data, configuration, figures."""
     data = run.config.get("data", {}).get("source", {})
     figures = [

@@ -244,9 +244,10 @@ class LocusModule(TaskModule):
         """Load weights, choose what trains, fix the reference."""
         super().configure_model()
         self.backbone.set_trainable()
-        if self.objective.kl_coef > 0 and self.trainer.training:
+        training = self._trainer is not None and self.trainer.training  # load_from_checkpoint has no trainer
+        if training and self.objective.kl_coef > 0:
             self.backbone.freeze_reference()
-        if self.token_budget and self.trainer.training:
+        if training and self.token_budget:
             keep_to_budget(self, self.token_budget)
 
     # ---- bookkeeping -----------------------------------------------------------------------------------------------

@@ -200,6 +200,10 @@ class ResumableModule(L.LightningModule):
         own = checkpoint.get("locus")
         if own is None:
             raise CheckpointError("the checkpoint was not written by locus (it holds no `locus` entry); give one from a run folder.")
+        if self._trainer is None:  # load_from_checkpoint: weights alone are wanted, into a model that is loaded here
+            self.backbone.load()
+            check_weights(self.backbone, checkpoint["state_dict"])
+            return
         fitting = self.trainer.state.fn == "fit"
         if len(own["ranks"]) != self.trainer.world_size and fitting:
             raise CheckpointError(

@@ -381,3 +381,25 @@ def test_float16_that_would_give_nan_is_refused(settings, precision):
     with pytest.raises(ConfigError, match="the first step would give NaN"):
         run.fit(model, datamodule=data())
     assert not model.backbone.loaded
+
+
+def test_a_checkpoint_is_loaded_without_a_trainer(tmp_path, toy_folder):
+    """``load_from_checkpoint``, as of any Lightning module."""
+    backbone = FAMILIES["llava"](str(toy_folder("llava")), coordinates="pixels")
+    model = module(backbone=backbone, rewards=[LengthReward()], optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    run = trainer(max_steps=1)
+    run.fit(model, datamodule=data())
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    again = LocusModule.load_from_checkpoint(
+        tmp_path / "a.ckpt", weights_only=True, backbone=FAMILIES["llava"](str(toy_folder("llava")), coordinates="pixels")
+    )
+    moved = 0
+    fresh = FAMILIES["llava"](str(toy_folder("llava")), coordinates="pixels")
+    fresh.load()
+    base = dict(fresh.named_parameters())
+    own = dict(again.backbone.named_parameters())
+    for name, parameter in model.backbone.named_parameters():
+        if not name.startswith("reference."):
+            assert torch.equal(own[name], parameter), name
+            moved += int(not torch.equal(base[name], parameter))
+    assert moved, "training has moved weights"
