@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  #
     os.kill(child, signal.SIGTERM)
     rest, _ = process.communicate(timeout=300)
     assert process.returncode == 143, "".join(lines) + rest
+    for _ in range(300):  # it has saved with the other one, and is on its way out
+        if not os.path.exists(f"/proc/{child}"):
+            break
+        time.sleep(0.1)
     assert not os.path.exists(f"/proc/{child}")
     saved = torch.load(checkpoint(tmp_path, "locus"), weights_only=True)
     assert len(saved["locus"]["ranks"]) == 2

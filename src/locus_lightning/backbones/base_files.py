@@ -63,6 +63,8 @@ def keep_base_files(checkpoint: str, folder: Path, dtype: torch.dtype) -> bool:
         config = json.loads(original.read_text(encoding="utf-8-sig"))
         _set_dtype(config, str(dtype).removeprefix("torch."))
         config.pop("quantization_config", None)
+        if not any(config.get(key) for key in _DTYPE_KEYS):
+            config["dtype"] = str(dtype).removeprefix("torch.")
         written.write_text(json.dumps(config, indent=2) + "\n")
     return True
 

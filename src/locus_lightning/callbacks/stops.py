@@ -93,7 +93,8 @@ class Stops(L.Callback):
     def _may_drop(self, module: ResumableModule) -> bool:
         """Whether the work at hand can be dropped: a step before the optimiser acts, or anything before the first step."""
         trainer = self._trainer
-        return trainer is not None and (module.may_abandon or not module.has_boundary) and not module.saving
+        nothing_yet = trainer is not None and not module.has_boundary and trainer.global_step == 0
+        return (module.may_abandon or nothing_yet) and not module.saving
 
     # ---- stopping --------------------------------------------------------------------------------------------------
 
@@ -109,8 +110,11 @@ class Stops(L.Callback):
             return
         if trainer.world_size > 1:
             told = torch.tensor(float(self.signum), device=trainer.strategy.root_device)
-            self.signum = int(trainer.strategy.reduce(told, reduce_op="max"))  # type: ignore[arg-type]
-        if self.signum:
+            agreed = int(trainer.strategy.reduce(told, reduce_op="max"))  # type: ignore[arg-type]
+            self.signum = max(self.signum, agreed)  # a signal that comes meanwhile is for the next step
+        else:
+            agreed = self.signum
+        if agreed:
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # no validation on the way out
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from locus_lightning.callbacks.checkpoints import Checkpoints
+import lightning as L
+
 from locus_lightning.callbacks.preflight import PreflightCallback
-from locus_lightning.callbacks.run_folder import RunLock
+from locus_lightning.callbacks.run_folder import use_run_folder
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.cli.fit import LocusCLI, run
 from locus_lightning.errors import ConfigError
@@ -47,10 +49,16 @@ def preflight_command(arguments: Sequence[str]) -> int:
             trainer.limit_val_batches, trainer.num_sanity_val_steps, trainer.logger = 0, 0, False
             trainer.enable_progress_bar = trainer.enable_model_summary = False
 
+        def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+            """A trainer without a run folder."""
+            trainer = super().instantiate_trainer(**kwargs)
+            use_run_folder(trainer, None)
+            return trainer
+
         def before_fit(self) -> None:
             """All that `fit` refuses is refused here too."""
             super().before_fit()
-            others = [c for c in self.trainer.callbacks if not isinstance(c, RunReport | Checkpoints | RunLock)]  # type: ignore[attr-defined]
+            others = [c for c in self.trainer.callbacks if not isinstance(c, RunReport)]  # type: ignore[attr-defined]
             self.trainer.callbacks = [probe, *others]  # type: ignore[attr-defined]
 
         def after_fit(self) -> None:
