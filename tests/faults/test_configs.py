@@ -41,6 +41,7 @@ WRONG = {
     "--model.reward_timeout=0": "model.reward_timeout 0.0 (seconds above 0, or null)",
     "--model.max_failed_groups=3": "model.max_failed_groups is 3.0 (a share between 0 and 1)",
     "--model.max_skipped_steps=0": "model.max_skipped_steps is 0; it is at least 1",
+    "--data.source.init_args.objects=null": "SceneCues cannot be made of its settings (TypeError",
     "--model.foo=1": "Option 'foo' is not accepted",
 }
 

@@ -296,6 +296,16 @@ def test_plugins_lists_without_importing_torch():
     assert {"IoUReward", "FormatReward", "ObjectCues", "RandomCropCues", "LlavaBackbone", "Qwen2_5_VLBackbone"} <= names.keys()
 
 
+def test_a_missing_file_is_said_before_the_libraries_load():
+    code = (
+        "import sys\nfrom locus_lightning.cli.main import main\n"
+        "try:\n    main(['fit', '--config', 'nowhere.yaml'])\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == "locus: the configuration file nowhere.yaml does not exist."
+
+
 def test_help_and_version(locus):
     status, out, _ = locus("--help")
     assert status == 0
@@ -614,11 +624,11 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on(locus_process, locus, tmp_pa
     process = locus_process(
         *("fit", "--config", SCENES, "--trainer.max_steps=4000", "--trainer.num_sanity_val_steps=0", "--checkpoints.every_n_steps=1")
     )
-    deadline = time.time() + 120
+    deadline = time.time() + 400  # a busy machine takes minutes to start
     while not list(tmp_path.rglob("last.ckpt")) and time.time() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 130, out
     assert "continue with" in out
     (checkpoint,) = tmp_path.rglob("last.ckpt")

@@ -33,7 +33,7 @@ from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
 from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, runs_of
-from locus_lightning.cli.messages import mistake_behind, one_sentence
+from locus_lightning.cli.messages import mistake_behind, one_sentence, refused_by_a_class
 from locus_lightning.cli.names import prepare
 from locus_lightning.cli.setup import (
     check_before_loading,
@@ -130,6 +130,15 @@ class LocusCLI(LightningCLI):
                     logger.init_args["version"] = self.folder.name
             keep_earlier(self.folder / "metrics.csv")
         log.info("continuing from %s", newest)
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data. What a class refuses by an error of its own is a mistake in its settings."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError, MemoryError, AttributeError) as error:
+            if isinstance(error, ArgumentError) or mistake_behind(error) is not None:
+                raise
+            raise ConfigError(refused_by_a_class(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's own checkpoint and progress callbacks are welcome; the one wants to be told, the other takes the place of ours."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from locus_lightning.errors import LocusError
+from locus_lightning.errors import ConfigError, LocusError
 
 _USAGE = """usage: locus COMMAND [options]
 
@@ -62,6 +63,15 @@ _SMALL = {
 }
 """Command -> module and function, which takes the arguments and returns the exit status; imported when it is asked for."""
 
+
+def _look_for_files(arguments: Sequence[str]) -> None:
+    """Miss a configuration file now, and not after the libraries have loaded."""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        named = following if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
+        if named and not Path(named).expanduser().is_file():
+            raise ConfigError(f"the configuration file {named} does not exist.")
+
+
 _TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -77,6 +87,7 @@ def _dispatch(arguments: list[str]) -> None:
         module, _, function = _SMALL[command].partition(":")
         raise SystemExit(getattr(import_module(f"locus_lightning.cli.{module}"), function)(arguments[1:]))
     elif command in _TRAINING:
+        _look_for_files(arguments)
         from locus_lightning.cli.fit import run
 
         run(arguments)

@@ -22,6 +22,19 @@ def mistake_behind(error: BaseException) -> LocusError | None:
     return None
 
 
+def refused_by_a_class(error: BaseException) -> str:
+    """Which class could not be built, and why: the innermost ``__init__`` that the error came out of."""
+    made, trace = "a class", error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
+            made = type(frame.f_locals["self"]).__name__
+        trace = trace.tb_next
+    return (
+        f"{made} cannot be made of its settings ({type(error).__name__}: {error}); look for one that is null, or of another type or size."
+    )
+
+
 def one_sentence(message: str) -> str:
     """The parser's message as the dotted key and what is wrong there, without its usage, trees, types and repetitions."""
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
