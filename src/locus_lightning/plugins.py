@@ -88,8 +88,8 @@ def available(kind: Kind) -> list[Plugin]:
     from locus_lightning import __version__
 
     built_in = [Plugin(kind, name, target, "locus-lightning", __version__) for name, target in _BUILT_IN[kind].items()]
-    found = {_from_entry_point(kind, point) for point in entry_points(group=f"locus_lightning.{kind}")}
-    return built_in + sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+    installed = {_from_entry_point(kind, point) for point in entry_points(group=f"locus_lightning.{kind}")}
+    return built_in + sorted(installed, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
 def shadowed(plugin: Plugin) -> bool:
@@ -126,18 +126,18 @@ def load(kind: Kind, name: str) -> type[Any]:
     plugin = find(kind, name)
     what = f"the {kind} plugin {plugin.name!r} ({plugin.distribution} {plugin.version}, {plugin.target})"
     try:
-        found = _import(plugin.target)
+        loaded = _import(plugin.target)
     except (Exception, SystemExit) as cause:
         raise PluginError(f"{what} cannot be imported: {type(cause).__name__}: {cause}") from cause
     base = _import(_BASES[kind])
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise PluginError(f"{what} is not a subclass of {_BASES[kind].replace(':', '.')}.")
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing = sorted(getattr(loaded, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{what} cannot be built: it does not define {', '.join(missing)}.")
-    if found.__name__ != plugin.name:
-        raise PluginError(f"{what} is registered under a name that is not its class name {found.__name__!r}; rename the entry point.")
-    return found
+    if loaded.__name__ != plugin.name:
+        raise PluginError(f"{what} is registered under a name that is not its class name {loaded.__name__!r}; rename the entry point.")
+    return loaded
 
 
 def _import(target: str) -> Any:

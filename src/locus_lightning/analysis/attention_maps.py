@@ -34,11 +34,11 @@ class AttentionMap:
 
     def inside(self, boxes: Sequence[Box]) -> Tensor:
         """(N,) bool: cells that touch any of the boxes."""
-        found = torch.zeros(len(self.cells_N4), dtype=torch.bool)
+        inside = torch.zeros(len(self.cells_N4), dtype=torch.bool)
         x1, y1, x2, y2 = self.cells_N4.unbind(-1)
         for left, top, right, bottom in boxes:
-            found |= (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top) & (x2 > x1) & (y2 > y1)
-        return found
+            inside |= (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top) & (x2 > x1) & (y2 > y1)
+        return inside
 
     def in_box(self, boxes: Sequence[Box]) -> tuple[float, list[float]]:
         """Attention-in-Box: the share of the image's attention that falls on cells touching the boxes.

@@ -57,10 +57,11 @@ def grounding(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked])
     named = iter(say(backbone, engine, [target for one in asked for target in one.targets], "targets"))
     rows = []
     for one, text in zip(asked, said, strict=True):
-        found = [boxes_in(extract_answer(next(named))) for _ in one.targets]
+        boxes_of_targets = [boxes_in(extract_answer(next(named))) for _ in one.targets]
         frame, size = backbone.frame(one.question.image.size), one.question.image.size
         ious = [
-            iou(clip_box(frame.to_original(boxes[0]), size), box) if boxes else 0.0 for boxes, box in zip(found, one.boxes, strict=False)
+            iou(clip_box(frame.to_original(boxes[0]), size), box) if boxes else 0.0
+            for boxes, box in zip(boxes_of_targets, one.boxes, strict=False)
         ]
         rows.append(Grounded(mean(ious) if ious else 0.0, one.right(text)))
     return rows

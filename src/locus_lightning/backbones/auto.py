@@ -62,7 +62,7 @@ def _become(backbone: HFBackbone, kind: type[HFBackbone], settings: dict[str, An
 @cache
 def speakers() -> dict[str, type[HFBackbone]]:
     """``model_type`` -> the installed backbone that speaks it; of several the first listed."""
-    found: dict[str, type[HFBackbone]] = {}
+    families: dict[str, type[HFBackbone]] = {}
     for plugin in plugins.available("backbones"):
         try:
             kind = plugins.load("backbones", plugin.name)
@@ -70,8 +70,8 @@ def speakers() -> dict[str, type[HFBackbone]]:
             log.warning("%s Its models are not found by AutoBackbone.", broken)
             continue
         for model_type in getattr(kind, "model_types", ()):
-            found.setdefault(model_type, kind)
-    return found
+            families.setdefault(model_type, kind)
+    return families
 
 
 def speaker_of(checkpoint: str, trust_remote_code: bool = False) -> tuple[type[HFBackbone], SavedSettings | None]:

@@ -98,10 +98,10 @@ def check(checkpoint: str, model_types: tuple[str, ...], backbone: str, trust_re
     """
     if trust_remote_code:
         announce_remote_code(checkpoint)
-    found = model_type(checkpoint, trust_remote_code)
-    if model_types and found not in model_types:
+    family = model_type(checkpoint, trust_remote_code)
+    if model_types and family not in model_types:
         raise CheckpointError(
-            f"backbone.checkpoint {checkpoint!r} is a {found!r} model and {backbone} speaks {', '.join(model_types)}; "
+            f"backbone.checkpoint {checkpoint!r} is a {family!r} model and {backbone} speaks {', '.join(model_types)}; "
             "choose the backbone of its family (`locus plugins backbones`)."
         )
 

@@ -93,14 +93,14 @@ class GenericBackbone(HFBackbone):
         """Projected features of every prompt's images, as one (tokens, D) tensor a prompt: how images become tiles is not known."""
         model = self._model(reference).base_model
         taken = inspect.signature(model.get_image_features).parameters
-        found: list[tuple[Tensor, ...]] = []
+        features: list[tuple[Tensor, ...]] = []
         for prompt in prompts:
             inputs = {key: value for key, value in prompt.vision.items() if key in taken}
             out = model.get_image_features(**inputs, return_dict=True).pooler_output
             self.joins_features = isinstance(out, Tensor) and out.dim() == 3
             parts = out if isinstance(out, (list, tuple)) else [out]
-            found.append((torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]),))
-        return found
+            features.append((torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]),))
+        return features
 
     def positions(self, ids_P: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The model's own multimodal positions, where it has any."""

@@ -174,8 +174,8 @@ def merged_adapters(model: Any) -> Iterator[None]:
     """While the context lasts, LoRA layers are replaced by merged Linear layers. They are restored on exit, bit for bit."""
     from peft.tuners.lora import Linear
 
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Linear)]
-    for parent, name, layer in found:
+    layers = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Linear)]
+    for parent, name, layer in layers:
         base: Any = layer.get_base_layer()
         plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
         with torch.no_grad():
@@ -186,5 +186,5 @@ def merged_adapters(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for parent, name, layer in found:
+        for parent, name, layer in layers:
             setattr(parent, name, layer)

@@ -69,8 +69,8 @@ class Run:
     def _stated(self, key: str) -> dict[str, Any]:
         model = self.config.get("model")
         arguments = model.get("init_args") if isinstance(model, dict) else None
-        found = arguments.get(key) if isinstance(arguments, dict) else None
-        return found if isinstance(found, dict) else {}
+        stated = arguments.get(key) if isinstance(arguments, dict) else None
+        return stated if isinstance(stated, dict) else {}
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     if not hasattr(trainer, _ATTRIBUTE):
         made = None if trainer.fast_dev_run else _new_folder(trainer.logger)  # type: ignore[attr-defined]
         setattr(trainer, _ATTRIBUTE, trainer.strategy.broadcast(made))
-    found: str | None = getattr(trainer, _ATTRIBUTE)
-    return None if found is None else Path(found)
+    folder: str | None = getattr(trainer, _ATTRIBUTE)
+    return None if folder is None else Path(folder)
 
 
 def use_run_folder(trainer: L.Trainer, folder: Path | None) -> None:

@@ -83,16 +83,16 @@ def analyze_command(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--ask {options.ask!r} has no {{expression}} in it, where the name of the object belongs.")
     with TemporaryDirectory() as folder:
         items = questions(options.suite, options.number, Path(folder))
-        found: dict[str, Any] = {}
+        of_models: dict[str, Any] = {}
         for name in [options.model, *([options.against] if options.against else [])]:
             backbone = open_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
-            found[name] = _study(options, backbone, items, name)
+            of_models[name] = _study(options, backbone, items, name)
             del backbone
         options.out.mkdir(parents=True, exist_ok=True)
         if options.what == "attention":
-            write(options.out, items, found, options.at, options.pictures)
+            write(options.out, items, of_models, options.at, options.pictures)
         else:
-            (write_context if options.what == "context" else write_grounding)(options.out, items, found)
+            (write_context if options.what == "context" else write_grounding)(options.out, items, of_models)
     return 0
 
 
@@ -110,7 +110,7 @@ def _study(options: argparse.Namespace, backbone: Backbone, items: Sequence[Item
 
 def asked_of(backbone: Backbone, items: Sequence[Item], words: str = FIND) -> list[Asked]:
     """Items as they are asked, and a question for the box of every target that has a name."""
-    found = []
+    questions_asked = []
     for item in items:
         question = item.question()
         targets = tuple(find(question.image, name, backbone, words=words) for name in json.loads(item.facts.get("targets", "[]")))
@@ -118,8 +118,8 @@ def asked_of(backbone: Backbone, items: Sequence[Item], words: str = FIND) -> li
         def right(text: str, item: Item = item) -> bool:
             return extract_letter(text, item.options) == item.label
 
-        found.append(Asked(question, item.boxes, right, targets))
-    return found
+        questions_asked.append(Asked(question, item.boxes, right, targets))
+    return questions_asked
 
 
 def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tuple[bool, bool]]]) -> None:
@@ -225,9 +225,9 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[AttentionMa
     table.caption = f"{len(items)} questions; `evenly spread` is what attention without aim would have"
     by_layer(folder / "by_layer.png", layers, means)
     if pictures:
-        every = range(0, len(items), max(1, len(items) // pictures))
+        shown = range(0, len(items), max(1, len(items) // pictures))
         rows = [(items[i].picture(), items[i].boxes, items[i].text.split("\n")[0], {n: found[n][i].heatmap() for n in found})
-                for i in list(every)[:pictures]]  # fmt: skip
+                for i in list(shown)[:pictures]]  # fmt: skip
         heatmaps(folder / "heatmaps.png", rows)
     Console().print(table)
     report |= tell_gain("AIB", {n: [row["aib"] for row in facts["by_question"]] for n, facts in report["models"].items()})

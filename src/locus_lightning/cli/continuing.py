@@ -19,8 +19,8 @@ def runs_of(logger: Any) -> Path:
 
 def last_checkpoint(logger: Any) -> Path | None:
     """The newest ``last.ckpt`` under the configured logger's folder, or None."""
-    found = sorted(runs_of(logger).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
+    checkpoints = sorted(runs_of(logger).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return checkpoints[-1] if checkpoints else None
 
 
 def keep_earlier(path: Path) -> None:

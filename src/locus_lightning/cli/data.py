@@ -26,8 +26,8 @@ def data_command(arguments: Sequence[str]) -> int:
     _build_parser(commands)
     _inspect_parser(commands)
     _text_cues_parser(commands)
-    asked = parser.parse_args(arguments)
-    done: int = asked.run(asked)
+    options = parser.parse_args(arguments)
+    done: int = options.run(options)
     return done
 
 
@@ -187,9 +187,9 @@ def smallstar_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed makes another benchmark (default: 0, the one that scores are quoted for)"
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from locus_lightning.data.synthetic.smallstar import KINDS, write_smallstar
 
-    write_smallstar(asked.folder, asked.number, asked.seed)
-    print(f"{asked.number} questions of each kind ({', '.join(KINDS)}) in {asked.folder}")
+    write_smallstar(options.folder, options.number, options.seed)
+    print(f"{options.number} questions of each kind ({', '.join(KINDS)}) in {options.folder}")
     return 0

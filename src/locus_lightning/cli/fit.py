@@ -208,8 +208,8 @@ class LocusCLI(LightningCLI):
         if self.summary.validated_at == self.trainer.global_step:
             figures = self.trainer.callback_metrics
             return {name: float(value) for name, value in figures.items() if name.startswith(("val/", "eval/"))}
-        found = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
-        return {name: float(value) for name, value in found[0].items()} if found else {}
+        results = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
+        return {name: float(value) for name, value in results[0].items()} if results else {}
 
     def before_validate(self) -> None:
         """See :func:`check_before_loading`."""

@@ -32,24 +32,24 @@ def study_command(arguments: Sequence[str]) -> int:
                         "(default: one a core where the base trains on the CPU, else one)")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
     parser.add_argument("--report", action="store_true", help="train nothing: sum up what has run")
-    asked = parser.parse_args(arguments)
-    study = read_study(asked.study)
-    wrong = sorted(set(asked.only) - {arm.name for arm in study.arms})
-    workers = asked.workers if asked.workers is not None else (os.cpu_count() or 1) if study.on_cpu else 1
+    options = parser.parse_args(arguments)
+    study = read_study(options.study)
+    wrong = sorted(set(options.only) - {arm.name for arm in study.arms})
+    workers = options.workers if options.workers is not None else (os.cpu_count() or 1) if study.on_cpu else 1
     if wrong or workers < 1:
         raise ConfigError(
-            f"--only {', '.join(wrong)} is no arm of {asked.study}." if wrong else f"--workers is {workers}; it is at least 1."
+            f"--only {', '.join(wrong)} is no arm of {options.study}." if wrong else f"--workers is {workers}; it is at least 1."
         )
-    folder = asked.out or Path("runs") / "studies" / asked.study.stem
+    folder = options.out or Path("runs") / "studies" / options.study.stem
     try:
-        if not asked.report:
-            run_study(study, folder, workers, asked.only)
+        if not options.report:
+            run_study(study, folder, workers, options.only)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was.", file=sys.stderr)
         return 130
-    results = summarise(study, folder, asked.only)
+    results = summarise(study, folder, options.only)
     if not results["arms"]:
-        raise ConfigError(f"no run of {asked.study} in {folder} is finished yet.")
+        raise ConfigError(f"no run of {options.study} in {folder} is finished yet.")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print_tables(results)
     (folder / "table.md").write_text(markdown(results))

@@ -85,7 +85,7 @@ def read_expressions(path: Path) -> Expressions:
     Raises:
         DataError: the file cannot be read, or a line is not an object with ``id`` and a ``text`` of 1 to 24 words.
     """
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     try:
         lines = list(lines_of(path))
     except OSError as cause:
@@ -98,5 +98,5 @@ def read_expressions(path: Path) -> Expressions:
             raise DataError(f'{path}, line {number}, is not {{"id": ..., "text": ...}} ({cause}).') from cause
         if not 0 < len(text.split()) < MOST_WORDS:
             raise DataError(f"{path}, line {number}: the expression has {len(text.split())} words; give 1 to {MOST_WORDS - 1}.")
-        found[key] = text
-    return Expressions(found)
+        words[key] = text
+    return Expressions(words)

@@ -154,9 +154,9 @@ class CueDataModule(L.LightningDataModule):
         """Path and reason of every picture that any process had to replace; all of them have to call this."""
         if self._world() == 1:
             return dict(self.quarantine)
-        every: list[Any] = [None] * self._world()
-        torch.distributed.all_gather_object(every, self.quarantine)
-        return {path: reason for one in every for path, reason in one.items()}
+        of_ranks: list[Any] = [None] * self._world()
+        torch.distributed.all_gather_object(of_ranks, self.quarantine)
+        return {path: reason for one in of_ranks for path, reason in one.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Samples are pictures; the backbone brings their tensors to the device."""

@@ -52,8 +52,8 @@ def _stated(said: str, letters: str, either: str) -> str | None:
     verb = r"\b(?:answer|option|choice|pick|choose|select|go with)(?:ed|s)?\b"
     link = r"(?:\s+(?:is|was|be|would be|should be|must be|as|:))?\s*[:=]?\s*(?:option|choice|letter)?\s*"
     letter = rf"(?:[(\[]([{either}])[)\]]|([{letters}])(?![\w'-])(?!\s+(?!because\b|since\b|as\b|due\b)[a-z])|([{letters.lower()}])(?=\s*(?:[.,;!]|$)))"
-    found = re.findall(rf"(?i:{verb}{link}){letter}", said, re.MULTILINE)
-    return "".join(found[-1]).upper() if found else None
+    stated_letters = re.findall(rf"(?i:{verb}{link}){letter}", said, re.MULTILINE)
+    return "".join(stated_letters[-1]).upper() if stated_letters else None
 
 
 def _by_words(said: str, options: Mapping[str, str]) -> str | None:
@@ -70,8 +70,8 @@ def extract_yes_no(text: str) -> str | None:
     first = re.match(r"\W*(yes|no)\b", said)
     if first:
         return first[1]
-    found = set(re.findall(r"\b(yes|no)\b", said))
-    return found.pop() if len(found) == 1 else None
+    words = set(re.findall(r"\b(yes|no)\b", said))
+    return words.pop() if len(words) == 1 else None
 
 
 def official_yes_no(text: str) -> str:

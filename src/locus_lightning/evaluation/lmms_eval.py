@@ -72,10 +72,10 @@ def headline(results: dict[str, Any], row: Row) -> float:
         DataError: lmms-eval reports it under another name.
     """
     figures = {key.split(",")[0]: value for key, value in results["results"].get(row.task, {}).items() if isinstance(value, int | float)}
-    found = next((float(value) for name, value in figures.items() if name.startswith(row.metric)), None)
-    if found is None:
+    figure = next((float(value) for name, value in figures.items() if name.startswith(row.metric)), None)
+    if figure is None:
         raise DataError(f"lmms-eval's {row.task} reports {', '.join(figures) or 'nothing'}, and no {row.metric}.")
-    return found / 100 if row.in_percent else found
+    return figure / 100 if row.in_percent else figure
 
 
 def _results(folder: Path) -> dict[str, Any] | None:

@@ -223,12 +223,12 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], draws: int = 10_000) 
     if not shared:
         raise ConfigError(f"the results of {a['model']} and {b['model']} have no question in common.")
     kinds = sorted({a["scores"][key]["kind"] for key in shared} - {""})
-    found = {}
+    gains = {}
     for kind in ["", *kinds]:
-        found[kind] = paired_bootstrap(
+        gains[kind] = paired_bootstrap(
             [b["scores"][k]["score"] - a["scores"][k]["score"] for k in shared if kind in ("", a["scores"][k]["kind"])], draws
         )
-    return found
+    return gains
 
 
 def mean_result(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def picture_bytes(value: Any) -> bytes:
     """A picture in a table: the hub's ``{"bytes": ...}``, plain bytes, or base64."""
     if isinstance(value, Mapping):
         value = value["bytes"]
-    found = value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
-    if not found:
+    picture = value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
+    if not picture:
         raise ValueError("an empty picture")
-    return found
+    return picture

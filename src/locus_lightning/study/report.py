@@ -35,10 +35,10 @@ def summarise(study: Study, folder: Path, only: Sequence[str] = ()) -> dict[str,
     arms: dict[str, Any] = {}
     for arm in study.arms:
         names = [f"{arm.name}-{seed}" for seed in study.seeds]
-        found = {name: json.loads(path.read_text()) for name in names if (path := summary_of(folder, name)).is_file()}
-        if not found or (only and arm.name not in only):
+        summaries = {name: json.loads(path.read_text()) for name in names if (path := summary_of(folder, name)).is_file()}
+        if not summaries or (only and arm.name not in only):
             continue
-        runs = list(found.values())
+        runs = list(summaries.values())
         facts: dict[str, Any] = {
             "label": arm.label,
             "seeds": [run["seed"] for run in runs],
@@ -46,13 +46,13 @@ def summarise(study: Study, folder: Path, only: Sequence[str] = ()) -> dict[str,
             "after": _columns([run["after"] for run in runs], FIGURES),
             "paper": dict(arm.paper),
         }
-        asked = _results(study, folder, [f"{name}/{MODEL}" for name in found]) if before else []
-        if len(asked) == len(found):
+        answers = _results(study, folder, [f"{name}/{MODEL}" for name in summaries]) if before else []
+        if len(answers) == len(summaries):
             first = before[0]
             columns = {_column(suite, name): name for name in first["figures"]}
             facts["before"] |= _columns([first["figures"]], columns)
-            facts["after"] |= _columns([result["figures"] for result in asked], columns)
-            gains = difference(first, mean_result(asked))
+            facts["after"] |= _columns([result["figures"] for result in answers], columns)
+            gains = difference(first, mean_result(answers))
             facts["gain"] = {_column(suite, name or "score"): [100 * value for value in gain] for name, gain in gains.items()}
         arms[arm.name] = facts
     return {

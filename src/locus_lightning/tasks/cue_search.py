@@ -86,12 +86,12 @@ class CueSearch(Task):
         """Full image, cue, instruction, structure: the order of the paper, section 2."""
         words = self.prompt
         if sample.cue.text:
-            asked = words.text_cue.format(unit=frame.unit, cue=sample.cue.text) + words.structure
-            return (sample.image, asked) if self.layout == "images_first" else (words.before_image, sample.image, asked)
-        asked = words.instruction.format(unit=frame.unit) + words.structure
+            instruction = words.text_cue.format(unit=frame.unit, cue=sample.cue.text) + words.structure
+            return (sample.image, instruction) if self.layout == "images_first" else (words.before_image, sample.image, instruction)
+        instruction = words.instruction.format(unit=frame.unit) + words.structure
         if self.layout == "images_first":
-            return (sample.image, sample.cue.image, asked)
-        return (words.before_image, sample.image, words.before_cue, sample.cue.image, asked)
+            return (sample.image, sample.cue.image, instruction)
+        return (words.before_image, sample.image, words.before_cue, sample.cue.image, instruction)
 
     def write_answer(self, sample: CueSample, frame: BoxFrame) -> str:
         """The cue's window as the frame writes it."""

@@ -63,10 +63,10 @@ class MultiCue(Task):
         """The image, then the numbered crops, then the instruction."""
         crops = [part for i, crop in enumerate(sample.cues, 2) for part in (f"\nImage {i}: ", crop)]
         last = len(sample.cues) + 1
-        asked = f"\nImages 2 to {last} were cut out of image 1. Find" if last > 2 else "\nImage 2 was cut out of image 1. Find"
+        instruction = f"\nImages 2 to {last} were cut out of image 1. Find" if last > 2 else "\nImage 2 was cut out of image 1. Find"
         form = ", ".join(["[x1, y1, x2, y2]"] * len(sample.cues))
         words = (
-            f"{asked} where each came from and give their bounding boxes in image 1, in the order of the crops, as {form} in {frame.unit}. "
+            f"{instruction} where each came from and give their bounding boxes in image 1, in the order of the crops, as {form} in {frame.unit}. "
             "First think inside <think></think>, then give only the boxes inside <answer></answer>."
         )
         return ("Image 1: ", sample.image, *crops, words)

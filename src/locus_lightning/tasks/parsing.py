@@ -62,8 +62,8 @@ def parse_boxes(text: str, frame: BoxFrame, count: int) -> tuple[tuple[Box, ...]
 
 def boxes_in(text: str) -> list[Box]:
     """Every valid box in a text, as written, in order: for plain answers that have no answer block."""
-    found = ((float(a), float(b), float(c), float(d)) for a, b, c, d in _BOX.findall(text))
-    return [box for box in found if is_valid_box(box)]
+    boxes = ((float(a), float(b), float(c), float(d)) for a, b, c, d in _BOX.findall(text))
+    return [box for box in boxes if is_valid_box(box)]
 
 
 def extract_answer(text: str) -> str:

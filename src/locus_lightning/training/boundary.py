@@ -64,8 +64,8 @@ def validation_is_due(trainer: L.Trainer) -> bool:
     loop, interval = trainer.fit_loop.epoch_loop, trainer.val_check_batch
     if interval is None or interval == float("inf"):
         return bool(loop.batch_progress.is_last_batch) and interval is not None
-    every = trainer.check_val_every_n_epoch
-    if every is not None and (trainer.current_epoch + 1) % every:
+    epochs_between = trainer.check_val_every_n_epoch
+    if epochs_between is not None and (trainer.current_epoch + 1) % epochs_between:
         return False
-    taken = (loop.total_batch_idx if every is None else loop.batch_idx) + 1
+    taken = (loop.total_batch_idx if epochs_between is None else loop.batch_idx) + 1
     return taken % int(interval) == 0

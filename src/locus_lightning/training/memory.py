@@ -171,14 +171,14 @@ def _activations(model: Sizes, load: Load) -> float:
 def longest_prompts(module: TaskModule, count: int) -> list[tuple[int, int, Any]]:
     """(tokens, index, sample) of ``count`` training samples, the longest prompt first; plain questions are left out."""
     data = module.trainer.datamodule.task_dataset("train", module.task)  # type: ignore[attr-defined]
-    found = []
+    lengths = []
     for i in evenly_spaced(len(data), count):
         made = data[CueKey(0, i)]
         for sample in made if isinstance(made, tuple) else (made,):
             if not isinstance(sample, Question):
                 (content,) = module.contents([sample])
-                found.append((module.backbone.prompt_length(content), i, sample))
-    return sorted(found, key=lambda row: row[:2], reverse=True)
+                lengths.append((module.backbone.prompt_length(content), i, sample))
+    return sorted(lengths, key=lambda row: row[:2], reverse=True)
 
 
 def estimate_memory(module: TaskModule, prompt: Prompt) -> dict[str, float] | None:

@@ -39,10 +39,10 @@ class MuonAdamW(Optimizer):
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"MuonAdamW needs torch 2.9 or later; this is {torch.__version__}. Use torch.optim.AdamW.")
-        every = list(params)
-        matrices = [p for p in every if p.dim() == 2 and not is_embedding(p)]
+        parameters = list(params)
+        matrices = [p for p in parameters if p.dim() == 2 and not is_embedding(p)]
         chosen = {id(p) for p in matrices}
-        rest = [p for p in every if id(p) not in chosen]
+        rest = [p for p in parameters if id(p) not in chosen]
         muon = torch.optim.Muon(matrices, lr=muon_lr, momentum=momentum, weight_decay=weight_decay) if matrices else None
         adamw = AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay) if rest else None
         self._parts: list[Optimizer] = [part for part in (muon, adamw) if part is not None]

@@ -35,25 +35,25 @@ _WITH_THE_BUFFER = ("model.group_size", "model.sampling.temperature")
 def run_settings(module: ResumableModule) -> dict[str, Any]:
     """Every plain setting of a run under its dotted name: of model, task, backbone, rewards, objective, sampling, optimiser, data and trainer."""
     trainer = module.trainer
-    found = _plain("model", module)
+    settings = _plain("model", module)
     for name in ("backbone", "task", "objective", "sampling", "validation", "rollout"):
-        found |= _plain(f"model.{name}", getattr(module, name, None))
+        settings |= _plain(f"model.{name}", getattr(module, name, None))
     for reward in getattr(module, "rewards", ()):
-        found |= _plain(f"model.rewards.{reward.name}", reward)
-    found["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
-    found["trainer.gradient_clip_val"] = trainer.gradient_clip_val
-    found["trainer.precision"] = str(trainer.precision)
+        settings |= _plain(f"model.rewards.{reward.name}", reward)
+    settings["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    settings["trainer.gradient_clip_val"] = trainer.gradient_clip_val
+    settings["trainer.precision"] = str(trainer.precision)
     for optimizer, groups in zip(trainer.optimizers, module.stated_groups, strict=False):
-        found["optimizer"] = type(optimizer).__name__
+        settings["optimizer"] = type(optimizer).__name__
         for i, group in enumerate(groups):
             prefix = "optimizer" if len(groups) == 1 else f"optimizer.group{i}"
-            found |= {f"{prefix}.{key}": _as_plain(value) for key, value in group.items()}
+            settings |= {f"{prefix}.{key}": _as_plain(value) for key, value in group.items()}
     data = trainer.datamodule  # type: ignore[attr-defined]
     if data is not None:
-        found |= {"data.batch_size": data.batch_size, "data.seed": data.seed}
+        settings |= {"data.batch_size": data.batch_size, "data.seed": data.seed}
         if "train" in data.datasets:
-            found["data.train_samples"] = len(data.datasets["train"])
-    return found
+            settings["data.train_samples"] = len(data.datasets["train"])
+    return settings
 
 
 def _plain(prefix: str, owner: Any) -> dict[str, Any]:

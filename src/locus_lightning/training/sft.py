@@ -113,10 +113,10 @@ class SupervisedModule(TaskModule):
         """Samples of the task are counted as in reinforcement; plain questions by their kind, see :class:`QuestionAnswering`."""
         if self.stopping:
             return
-        asked = [sample for sample in batch if not isinstance(sample, Question)]
+        task_samples = [sample for sample in batch if not isinstance(sample, Question)]
         questions = [sample for sample in batch if isinstance(sample, Question)]
-        if asked:
-            super().validation_step(CueBatch(asked), batch_idx)
+        if task_samples:
+            super().validation_step(CueBatch(task_samples), batch_idx)
         for question, completion in zip(questions, self.answer(questions) if questions else (), strict=True):
             self._scores.setdefault(question.kind, []).append(completion.score)
 
@@ -126,10 +126,10 @@ class SupervisedModule(TaskModule):
         own, self._scores = self._scores, {}
         if self.trainer.sanity_checking or self.stopping:
             return
-        every: list[Any] = [own]
+        of_ranks: list[Any] = [own]
         if self.trainer.world_size > 1:
-            every = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(every, own)
-        for kind in sorted({kind for scores in every for kind in scores}):
-            scores = [score for part in every for score in part.get(kind, [])]
+            of_ranks = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(of_ranks, own)
+        for kind in sorted({kind for scores in of_ranks for kind in scores}):
+            scores = [score for part in of_ranks for score in part.get(kind, [])]
             self.log(f"val/task_{kind}", sum(scores) / len(scores), rank_zero_only=True)

@@ -76,8 +76,8 @@ def packed_layout(prompts: Sequence[int], bodies: Sequence[Sequence[int]], lengt
     sees_prompt = torch.arange(prompt) < torch.tensor(prompts)[:, None, None]
     own_causal = torch.ones(longest, longest, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat([sees_prompt.expand(-1, longest, -1), own_causal], dim=-1)
-    every = mask.repeat_interleave(group, dim=0)[:, None]
-    return PackedLayout(prompt, index.flatten(1).to(device), every.to(device), source.to(device), (group, longest))
+    mask_of_heads = mask.repeat_interleave(group, dim=0)[:, None]
+    return PackedLayout(prompt, index.flatten(1).to(device), mask_of_heads.to(device), source.to(device), (group, longest))
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
@@ -99,12 +99,12 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
         return torch.cat([before, completions(x)], dim=2)
 
     # heads that share keys stand as further positions of one head: no copies of keys for them
-    asked = completions(query).reshape(rows * group, shared, each * longest, width)
+    queries = completions(query).reshape(rows * group, shared, each * longest, width)
     mask = layout.mask_C1TK.repeat(1, 1, each, 1)
-    found = F.scaled_dot_product_attention(asked, behind_prompt(keys, key), behind_prompt(values, value), attn_mask=mask, scale=scale)
-    found = found.view(rows, group, heads, longest, width).transpose(1, 2).reshape(rows, heads, group * longest, width)
-    every = torch.cat([alone, found, found.new_zeros(rows, heads, 1, width)], dim=2)
-    return every.gather(2, layout.source_RS[:, None, :, None].expand(-1, heads, -1, width))
+    outputs = F.scaled_dot_product_attention(queries, behind_prompt(keys, key), behind_prompt(values, value), attn_mask=mask, scale=scale)
+    outputs = outputs.view(rows, group, heads, longest, width).transpose(1, 2).reshape(rows, heads, group * longest, width)
+    rows_and_pad = torch.cat([alone, outputs, outputs.new_zeros(rows, heads, 1, width)], dim=2)
+    return rows_and_pad.gather(2, layout.source_RS[:, None, :, None].expand(-1, heads, -1, width))
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class Watch:
         if layer is None:
             return
         rows, heads, _, width = query.shape
-        asked = query[:, :, -1].view(rows, key.shape[1], -1, width)
-        scores = (asked @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)  # (R, h, groups, K)
+        queries = query[:, :, -1].view(rows, key.shape[1], -1, width)
+        scores = (queries @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)  # (R, h, groups, K)
         if mask is not None:
             last = mask[:, :, -1, None]
             scores = scores.masked_fill(~last, float("-inf")) if last.dtype == torch.bool else scores + last

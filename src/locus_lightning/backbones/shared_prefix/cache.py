@@ -69,10 +69,10 @@ def for_groups(cache: Cache, mask_BP: Tensor, group: int, room: int, shares: boo
     Where prompts are kept once, the cache knows the padding, and decoding needs no mask. Otherwise (the model's attention is not ours, so
     ``shares`` is false, or a layer is of another kind) the KV cache is repeated once per completion.
     """
-    every: Any = cache.layers
-    if shares and all(type(layer) is DynamicLayer for layer in every):
+    layers: Any = cache.layers
+    if shares and all(type(layer) is DynamicLayer for layer in layers):
         padded = None if bool(mask_BP.all()) else mask_BP.bool()[:, None, None]
-        return Cache(layers=[GroupLayer(layer.keys, layer.values, padded, group, room) for layer in every]), True
-    for layer in every:
+        return Cache(layers=[GroupLayer(layer.keys, layer.values, padded, group, room) for layer in layers]), True
+    for layer in layers:
         layer.batch_repeat_interleave(group)
     return cache, False

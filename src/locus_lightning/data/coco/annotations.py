@@ -132,7 +132,7 @@ def _images(
 ) -> tuple[dict[int, CocoImage], dict[int | str, int]]:
     """Images by number, and the number of each id of the file. Rows of one picture share a number."""
     find = _finder(folder)
-    found: dict[int, CocoImage] = {}
+    images: dict[int, CocoImage] = {}
     number_of: dict[int | str, int] = {}
     by_path: dict[str, int] = {}
     spare = _above(_whole(row.id) for row in rows)
@@ -142,13 +142,13 @@ def _images(
             raise DataError(f"{path}: image {row.id} has neither file_name nor coco_url; give each image the name of its file.")
         key, (picture, on_disk) = _whole(row.id), find(name)
         known = number_of.get(key, by_path.get(picture))
-        before = None if known is None else found[known]
+        before = None if known is None else images[known]
         size = _size_of(row, picture, exif)
         if before is None:
             number = key if isinstance(key, int) else next(spare)
             if abs(number) > _LARGEST_ID:
                 raise DataError(f"{path}: the image id {row.id} does not fit into 64 bits; give smaller ids.")
-            found[number] = CocoImage(number, picture, size, (), on_disk)
+            images[number] = CocoImage(number, picture, size, (), on_disk)
         elif (before.path, before.size) == (picture, size):
             number = before.id
             left_out["images listed twice"] += 1
@@ -158,7 +158,7 @@ def _images(
                 f"({size[0]}x{size[1]} px); give each image one id and one size."
             )
         number_of[key] = by_path[picture] = number
-    return found, number_of
+    return images, number_of
 
 
 def _finder(folder: Path) -> Callable[[str], tuple[str, bool]]:

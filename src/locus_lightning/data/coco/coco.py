@@ -162,8 +162,8 @@ class CocoCues(CueSource):
         """Windows of all images, ``size`` of them in the mix; how many there are of each size, and what was not used."""
         not_used: Counter[str] = Counter()
         by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, not_used)
-        found = {name: len(entries) for name, entries in by_bin.items()}
-        return in_mix(by_bin, self.cue_sampler.mix, size, seed, not_used), found, not_used
+        numbers = {name: len(entries) for name, entries in by_bin.items()}
+        return in_mix(by_bin, self.cue_sampler.mix, size, seed, not_used), numbers, not_used
 
     def images_of(self, split: Split, seed: int) -> list[CocoImage]:
         """Images of a split; of one file, a random ``val_fraction`` of its images is held out."""

@@ -25,7 +25,7 @@ def excluded_images(path: Path) -> set[int]:
     files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
     if not files:
         raise DataError(f"data.source exclude {path} holds no {', '.join(_READERS)} file.")
-    found: set[int] = set()
+    ids_of_all: set[int] = set()
     for file in files:
         try:
             ids = set(_READERS.get(file.suffix, _plain)(file))
@@ -35,8 +35,8 @@ def excluded_images(path: Path) -> set[int]:
             ) from cause
         if not ids:
             raise DataError(f"data.source exclude {file} gives no image id; give one image id a line, or RefCOCO's own files.")
-        found |= ids
-    return found
+        ids_of_all |= ids
+    return ids_of_all
 
 
 def _plain(path: Path) -> Iterable[int]:

@@ -48,11 +48,11 @@ def windows_of(
     by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
     for image in images:
         rng = np.random.default_rng([seed, image.id % 2**64])  # an id may be negative
-        found = checked_windows(sampler, image.size, image.objects, rng, image.path)
-        if sampler.about_objects and len(found) < len(image.objects):
-            left_out.update(_without_window(sampler, image, found))
-        windows = _without_duplicates(found)
-        left_out["near-duplicate windows"] += len(found) - len(windows)
+        proposed = checked_windows(sampler, image.size, image.objects, rng, image.path)
+        if sampler.about_objects and len(proposed) < len(image.objects):
+            left_out.update(_without_window(sampler, image, proposed))
+        windows = _without_duplicates(proposed)
+        left_out["near-duplicate windows"] += len(proposed) - len(windows)
         left_out["windows over per_image"] += max(0, len(windows) - per_image)
         for i in sorted(rng.permutation(len(windows))[:per_image]):
             by_bin[windows[i].size_bin].append(CueEntry(image.path, image.size, image.id, windows[i]))
@@ -174,8 +174,8 @@ def in_mix(
     bound = min([size, *(int(len(by_bin[name]) / share) for name, share in mix.items())])
     chosen: list[CueEntry] = []
     for name, share in mix.items():
-        found = by_bin[name]
-        picked = rng.permutation(len(found))[: round(bound * share)]
-        chosen += [found[i] for i in sorted(picked)]
+        entries = by_bin[name]
+        picked = rng.permutation(len(entries))[: round(bound * share)]
+        chosen += [entries[i] for i in sorted(picked)]
     left_out["windows beyond the mix or the number asked for"] += sum(map(len, by_bin.values())) - len(chosen)
     return sorted(chosen, key=lambda e: (e.image_id, e.window.object_id))

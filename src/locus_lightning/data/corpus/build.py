@@ -127,7 +127,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
     chosen: dict[Split, list[CueEntry]] = {}
     pictures = {split: source.files.get(split, source.files["train"])[1] for split in SPLITS}
     common = Path(os.path.commonpath(list(pictures.values())))
-    found: dict[str, dict[str, int]] = {}
+    windows_found: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         images = source.images_of(split, settings.seed)
         parts = [images[i : i + _IMAGES_A_PART] for i in range(0, len(images), _IMAGES_A_PART)]
@@ -139,13 +139,13 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
             left_out.update(json.loads(table.schema.metadata[b"left_out"]))
             for entry in corpus.from_table(table, common):
                 by_bin[entry.window.size_bin].append(entry)
-        found[split] = {name: len(entries) for name, entries in by_bin.items()}
+        windows_found[split] = {name: len(entries) for name, entries in by_bin.items()}
         mix: Any = source.cue_sampler.mix
         chosen[split] = in_mix(by_bin, mix, source.sizes[split], settings.seed, left_out)
         if not chosen[split]:
             raise DataError(
                 f"{settings.annotations} gives no {split} cues in the mix {settings.mix} with sides of at least {settings.min_side} px "
-                f"(found: {found[split] or 'none'}; left out: {counted(left_out)}); change --mix, --min-side or --val-fraction."
+                f"(found: {windows_found[split] or 'none'}; left out: {counted(left_out)}); change --mix, --min-side or --val-fraction."
             )
     if settings.verify or settings.shards:
         chosen = _only_openable(chosen, settings, folder, workers, left_out)
@@ -162,7 +162,7 @@ def _build(settings: BuildSettings, source: CocoCues, folder: Path, workers: int
         "images": str(common),
         "shards": settings.shards,
         "counts": {split: counts_of(entries) for split, entries in chosen.items()},
-        "found": found,
+        "found": windows_found,
         "left_out": {name: number for name, number in sorted(left_out.items()) if number},
         "missing_images": source.missing[:20],
         "statistics": {split: statistics_of(entries) for split, entries in chosen.items()},
@@ -222,12 +222,13 @@ def _only_openable(
         DataError: a split has none left.
     """
     first = {entry.path: entry for entries in chosen.values() for entry in entries}
-    every = [first[path] for path in sorted(first)]
+    one_a_picture = [first[path] for path in sorted(first)]
     jobs = [
-        (folder / "parts" / f"verify-{n:05d}.parquet", every[i : i + 500], settings.exif) for n, i in enumerate(range(0, len(every), 500))
+        (folder / "parts" / f"verify-{n:05d}.parquet", one_a_picture[i : i + 500], settings.exif)
+        for n, i in enumerate(range(0, len(one_a_picture), 500))
     ]
     bad: dict[str, str] = {}
-    for path in in_parallel(_verify_part, jobs, workers, f"opening {len(every):,} pictures"):
+    for path in in_parallel(_verify_part, jobs, workers, f"opening {len(one_a_picture):,} pictures"):
         table = pq.read_table(path)
         bad |= dict(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True))
     for name, reason in sorted(bad.items()):

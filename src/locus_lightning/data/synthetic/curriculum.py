@@ -133,7 +133,7 @@ def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) 
         ConfigError: the scenes give no such QA example, such as a relation among single objects.
     """
     tasks, shares = list(stage.mix), np.array(list(stage.mix.values()))
-    found: dict[str, Sample] = {}
+    samples: dict[str, Sample] = {}
     for attempt in range(200):
         if attempt % 20 == 0:
             scene = _scene(stage, stage.scenes, rng)
@@ -141,7 +141,7 @@ def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) 
         task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
         if task in SEARCH:
             scenes = stage.text_cues if task == "text_cue" else stage.cues
-            found.setdefault(task, (scenes or stage.scenes).cue(name, rng))
+            samples.setdefault(task, (scenes or stage.scenes).cue(name, rng))
         else:
             drawn = asked_about if task in WORDS else scene
             made = TASKS[task](drawn, rng)
@@ -149,7 +149,7 @@ def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) 
                 image = drawn.image if made.crop is None else drawn.image.crop(made.crop)
                 if made.about and stage.suppressed and rng.random() < stage.suppressed:
                     image = keep_only(image, [drawn.boxes[i] for i in made.about])
-                found.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
-        if len(found) == number or (found and attempt == 19):
-            return tuple(found.values())
+                samples.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
+        if len(samples) == number or (samples and attempt == 19):
+            return tuple(samples.values())
     raise ConfigError(f"SceneQA: scenes with {stage.scenes.objects} objects give no QA example of {tasks}; change the mix.")

@@ -98,9 +98,9 @@ def name_crop(scene: Scene, rng: np.random.Generator) -> QAExample | None:
 def attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:
     """The colour or shape of an object that is named by its other attributes."""
     i = _some(scene, rng)
-    asked = ("colour", "shape")[int(rng.integers(2))]
-    words = phrase(scene.looks, i, rng, leave_out=asked)
-    return words and QAExample(f"What is the {asked} of the {words}?", getattr(scene.looks[i], asked), about=(i,))  # type: ignore[return-value]
+    attribute_name = ("colour", "shape")[int(rng.integers(2))]
+    words = phrase(scene.looks, i, rng, leave_out=attribute_name)
+    return words and QAExample(f"What is the {attribute_name} of the {words}?", getattr(scene.looks[i], attribute_name), about=(i,))  # type: ignore[return-value]
 
 
 def count(scene: Scene, rng: np.random.Generator) -> QAExample | None:

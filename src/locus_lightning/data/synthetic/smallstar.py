@@ -61,10 +61,10 @@ def question(kind: str, index: int, seed: int) -> tuple[Image.Image, dict[str, A
     make = _attribute if kind == KINDS[0] else _position
     while True:
         scene = SCENES.draw(rng)
-        found = make(scene, wanted, rng)
-        if found is not None:
+        made = make(scene, wanted, rng)
+        if made is not None:
             break
-    text, options, names, targets = found
+    text, options, names, targets = made
     lettered, label = with_options(text, options, rng)
     row = {"text": lettered, "category": kind, "label": label}
     boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (scene.boxes[i] for i in targets)]
@@ -83,12 +83,12 @@ def _attribute(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | 
     if not fitting:
         return None
     i = fitting[int(rng.integers(len(fitting)))]
-    asked = ("colour", "shape")[int(rng.integers(2))]
-    words = phrase(scene.looks, i, rng, leave_out=asked)
+    attribute_name = ("colour", "shape")[int(rng.integers(2))]
+    words = phrase(scene.looks, i, rng, leave_out=attribute_name)
     if words is None:
         return None
-    right = str(getattr(scene.looks[i], asked))
-    return f"What is the {asked} of the {words}?", attribute_options(right, rng), [words], [i]
+    right = str(getattr(scene.looks[i], attribute_name))
+    return f"What is the {attribute_name} of the {words}?", attribute_options(right, rng), [words], [i]
 
 
 def _position(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | None:
@@ -97,5 +97,5 @@ def _position(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | N
         return None
     i, j = (fitting[int(k)] for k in rng.permutation(len(fitting))[:2])
     a, b = phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)
-    found = position(scene, (i, j), (a, b), int(rng.integers(2)))
-    return found and (*found, [a, b], [i, j])  # type: ignore[return-value,list-item]
+    asked_position = position(scene, (i, j), (a, b), int(rng.integers(2)))
+    return asked_position and (*asked_position, [a, b], [i, j])  # type: ignore[return-value,list-item]

@@ -57,11 +57,11 @@ class POPE(YesNo):
 
     def figures(self, rows: Sequence[Scored]) -> dict[str, float]:
         """See :meth:`Benchmark.figures`; ``score`` is the accuracy."""
-        found = super().figures(rows)
+        figures = super().figures(rows)
         for kind in ["", *sorted({row.item.kind for row in rows})]:
             some = [row for row in rows if kind in ("", row.item.kind)]
             right = sum(row.item.label == "yes" and row.read == "yes" for row in some)
             said, true = sum(row.read == "yes" for row in some), sum(row.item.label == "yes" for row in some)
-            found[f"f1{'_' if kind else ''}{kind}"] = 2 * right / (said + true) if said + true else 0.0
+            figures[f"f1{'_' if kind else ''}{kind}"] = 2 * right / (said + true) if said + true else 0.0
         official = mean(float(official_yes_no(row.text) == row.item.label) for row in rows)  # an unread answer is a yes there
-        return {**found, "official_accuracy": official, "yes_rate": mean(row.read == "yes" for row in rows)}
+        return {**figures, "official_accuracy": official, "yes_rate": mean(row.read == "yes" for row in rows)}

@@ -41,9 +41,9 @@ class RefCOCO(Benchmark):
 
     def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
         """See :meth:`Benchmark.read`; the first box counts."""
-        found = boxes_in(extract_answer(text))
-        if not found:
+        boxes = boxes_in(extract_answer(text))
+        if not boxes:
             return None, 0.0
         size = item.picture().size
-        box = clip_box(backbone.frame(size).to_original(found[0]), size)
+        box = clip_box(backbone.frame(size).to_original(boxes[0]), size)
         return str([round(v, 1) for v in box]), float(iou(box, item.boxes[0]) >= 0.5)

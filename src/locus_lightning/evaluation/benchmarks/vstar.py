@@ -93,5 +93,5 @@ def _letter(label: str, options: Mapping[str, str]) -> str:
 def options_of(text: str) -> dict[str, str]:
     """The lettered options that a text lists on lines of their own, as ``(A) red``, ``A) red`` or ``A. red``; empty unless they begin with A
     and go on."""
-    found = {letter: option.strip() for letter, option in re.findall(r"^ *\(?([A-H])[.):] *(.+)$", text, re.MULTILINE)}
-    return found if len(found) > 1 and "".join(found) == "ABCDEFGH"[: len(found)] else {}
+    options = {letter: option.strip() for letter, option in re.findall(r"^ *\(?([A-H])[.):] *(.+)$", text, re.MULTILINE)}
+    return options if len(options) > 1 and "".join(options) == "ABCDEFGH"[: len(options)] else {}

@@ -31,10 +31,10 @@ class ZoomBench(Choice):
                 if letter is None or letter[1] not in options:
                     raise ValueError(f"the answer {text_of(row, 'response', 'answer')!r} is no option of {', '.join(options) or 'none'}")
                 lines = text if inside else lettered(text, options)
-                asked = lines if lines.endswith(LETTERS) else f"{lines}\n{LETTERS}"
+                wording = lines if lines.endswith(LETTERS) else f"{lines}\n{LETTERS}"
                 kind = str(row.get("category") or row.get("dimension") or "")
                 items.append(
-                    Item(text_of(row, "id"), kind, picture_bytes(row["image"]), asked, letter[1], options, _pixel_box(row.get("bbox")))
+                    Item(text_of(row, "id"), kind, picture_bytes(row["image"]), wording, letter[1], options, _pixel_box(row.get("bbox")))
                 )
             except (KeyError, ValueError, TypeError) as cause:
                 self.note(place, cause)
