@@ -539,3 +539,12 @@ def test_scenes_hold_to_the_mix_and_pass_over_sizes_they_do_not_have():
         assert bins["tiny"] / 300 == pytest.approx(0.7, abs=0.08)  # three standard deviations
     large = SceneCues(image_size=96, objects=(1, 1), object_size=(0.5, 0.6), cue_sampler=ObjectCues({"tiny": 1, "large": 1}))
     assert {large.dataset("val", 0)[CueKey(0, i)].cue.window.size_bin for i in range(4)} == {"large"}
+
+
+def test_a_rare_miss_of_all_size_bins_ends_no_run():
+    """Among thousands of samples some scenes have no object of a wanted size twenty times in a row."""
+    rare = SceneCues(
+        image_size=96, objects=(1, 1), object_size=(0.06, 0.3), cue_sampler=ObjectCues({"tiny": 0.7, "small": 0.3}, min_side=18)
+    )
+    for seed in range(20):
+        assert rare.cue("x", np.random.default_rng(seed)).cue.window.size_bin == "small"

@@ -103,19 +103,20 @@ class SceneCues(CueSource):
         return Scene(image, tuple(boxes), tuple(looks))
 
     def cue(self, name: str, rng: np.random.Generator) -> CueSample:
-        """One sample from a scene of its own. Its size bin is drawn by the sampler's mix, then scenes until one has such an object;
-        bins that 20 scenes do not have are passed over.
+        """One sample from a scene of its own. Its size bin is drawn by the sampler's mix, then scenes until one has such an object; bins that 20
+        scenes do not have are passed over. Where that leaves none, an object of any wanted bin will do, in up to 2,000 scenes.
 
         Raises:
             ConfigError: no scene holds an object that the cue sampler takes.
         """
         sampler = self.cue_sampler
         shares = np.array(list(sampler.mix.values()))
-        for wanted in rng.choice(list(sampler.mix), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist():
-            for _ in range(20):
+        order = rng.choice(list(sampler.mix), np.count_nonzero(shares), replace=False, p=shares / shares.sum()).tolist()
+        for wanted, scenes in (*(({name}, 20) for name in order), (set(order), 2000)):
+            for _ in range(scenes):
                 scene = self.draw(rng)
                 windows = checked_windows(sampler, scene.image.size, scene.objects, rng, name)
-                window = sampler.choose([w for w in windows if w.size_bin == wanted], rng)
+                window = sampler.choose([w for w in windows if w.size_bin in wanted], rng)
                 if window is not None:
                     x1, y1, x2, y2 = window.box
                     others = tuple(other for other in windows if other is not window)
