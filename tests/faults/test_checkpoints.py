@@ -45,6 +45,26 @@ def test_the_last_two_and_the_best_are_kept(locus, tmp_path):
     assert_same_end(folder / "last.ckpt", checkpoint(tmp_path, "again"))
 
 
+def test_a_crash_between_two_moves_leaves_a_last_checkpoint(locus, tmp_path, monkeypatch):
+    """The machine dies after the older files have moved on, and before the new one is in its place."""
+    status, _, err = locus("fit", *RUN, "--trainer.max_steps=2", "--checkpoints.every_n_steps=1")
+    assert status == 0, err
+    real = checkpoints._move
+
+    def dies(source, place):
+        if place.name == "last.ckpt":
+            raise SystemError("the machine dies here")
+        real(source, place)
+
+    monkeypatch.setattr(checkpoints, "_move", dies)
+    with pytest.raises(SystemError):
+        locus("fit", *RUN, "--checkpoints.every_n_steps=1", "--ckpt_path=last")
+    monkeypatch.setattr(checkpoints, "_move", real)
+    assert torch.load(checkpoint(tmp_path, "locus"), weights_only=True)["global_step"] == 2
+    status, _, err = locus("fit", *RUN, "--checkpoints.every_n_steps=1", "--ckpt_path=last")
+    assert status == 0, err
+
+
 def test_more_or_fewer_can_be_kept(locus, tmp_path):
     options = ["--checkpoints.every_n_steps=1", "--checkpoints.keep_last=3", "--checkpoints.keep_best=false"]
     assert locus("fit", *RUN, *options)[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 
@@ -51,6 +52,19 @@ def test_the_validation_that_was_due_is_done_after_the_resume(locus, tmp_path, i
     assert locus("fit", *RUN, "--ckpt_path=last")[0] == 0
     lines = [record.getMessage() for record in caplog.records]
     assert any("step 2: the validation that was due here is done first" in line for line in lines)
+
+
+def ends_its_process(trainer, module, *_):
+    """As a reward with processes of its own does."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,), daemon=True)
+    process.start()
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM, "it ignored its signal"
+
+
+def test_processes_of_a_reward_can_still_be_ended(locus, inject):
+    assert locus("fit", *RUN, "--trainer.max_steps=2", inject("rollout", 0, ends_its_process))[0] == 0
 
 
 @pytest.mark.slow

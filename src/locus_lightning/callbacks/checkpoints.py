@@ -155,7 +155,7 @@ class Checkpoints(L.Callback):
             places = ["last", *(f"previous-{i}" for i in range(1, self.keep_last))]
             for older, newer in zip(places[:0:-1], places[-2::-1], strict=True):
                 for suffix in (".ckpt", "-adapter"):
-                    _move(folder / f"{newer}{suffix}", folder / f"{older}{suffix}")
+                    _keep(folder / f"{newer}{suffix}", folder / f"{older}{suffix}")
         _move(beside, folder / f"{name}.ckpt")
         _move(adapter, folder / f"{name}-adapter")
 
@@ -179,6 +179,20 @@ def _move(source: Path, place: Path) -> None:
     if place.is_dir():  # adapters, and checkpoints of strategies that shard, are folders
         shutil.rmtree(place)
     os.replace(source, place)
+
+
+def _keep(source: Path, place: Path) -> None:
+    """Let a file lie at a second place, so that it is at its first one until the newer file takes that; folders are moved."""
+    if not source.is_file():
+        _move(source, place)
+        return
+    second = place.with_name(f"{place.name}.writing")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(source, second)
+    except OSError:  # a file system without links
+        second = source
+    os.replace(second, place)
 
 
 def _remove(path: Path) -> None:

@@ -72,7 +72,10 @@ class Stops(L.Callback):
             signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a loader's worker has inherited the handler; its parent stops it
+        if os.getpid() != self._pid:  # a process that was forked from this one has inherited the handler
+            if signum != signal.SIGINT:  # Ctrl-C is for the parent, which ends it; what a pool sends to its processes is for them
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
             return
         if self._trainer is None:  # the run is over
             return
