@@ -54,10 +54,18 @@ def test_the_validation_that_was_due_is_done_after_the_resume(locus, tmp_path, i
     assert any("step 2: the validation that was due here is done first" in line for line in lines)
 
 
+def sleeps(ready):
+    ready.send(True)
+    time.sleep(30)
+
+
 def ends_its_process(trainer, module, *_):
     """As a reward with processes of its own does."""
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,), daemon=True)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=sleeps, args=(there,), daemon=True)
     process.start()
+    here.recv()  # Python drops signals that arrive while a process is being forked
     process.terminate()
     process.join(10)
     assert process.exitcode == -signal.SIGTERM, "it ignored its signal"
