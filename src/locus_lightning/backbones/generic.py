@@ -77,7 +77,7 @@ class GenericBackbone(HFBackbone):
             )
 
     def frame(self, size: Size) -> BoxFrame:
-        """As stated."""
+        """The frame that the user stated."""
         return replace(self._stated_frame(size), y_first=self.y_first)
 
     def _stated_frame(self, size: Size) -> BoxFrame:
@@ -113,7 +113,7 @@ class GenericBackbone(HFBackbone):
 
     @torch.no_grad()
     def _difference(self) -> float:
-        """Of the next token's log-probabilities after a prompt with two images of noise, the model's own pass against ours."""
+        """The difference of the next token's log-probabilities after a prompt with two images of noise, the model's own pass against ours."""
         pixels = np.random.default_rng(0).integers(0, 255, (2, 96, 64, 3), dtype=np.uint8)
         content = ("1: ", Image.fromarray(pixels[0]), " 2: ", Image.fromarray(pixels[1].swapaxes(0, 1).copy()), " Where?")
         text, images = self.prompt_text(content), [part for part in content if not isinstance(part, str)]
@@ -126,7 +126,7 @@ class GenericBackbone(HFBackbone):
 
     @torch.no_grad()
     def _packed_difference(self) -> float:
-        """Of the log-probabilities of two completions, packed rows against plain ones; 0 where rows are not packed."""
+        """The difference of the log-probabilities of two completions, packed rows against plain ones; it is 0 where rows are not packed."""
         if not (self.share_prefix and self.packs):
             return 0.0
         pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)

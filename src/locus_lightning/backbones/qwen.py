@@ -41,7 +41,7 @@ class QwenVLBackbone(HFBackbone):
         images.size = {"shortest_edge": low, "longest_edge": high}
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
-        """As it is; refused where the family's processor would refuse it.
+        """The image itself; it is refused where the family's processor would refuse it.
 
         Raises:
             DataError: it is over 200 times as long as wide.

@@ -170,7 +170,7 @@ def write_grounding(folder: Path, items: Sequence[Item], found: dict[str, list[G
 
 
 def tell_gain(what: str, found: dict[str, list[float]]) -> dict[str, Any]:
-    """Of two models: the mean gain by question with its 95 % interval, printed, and as an entry of the report."""
+    """Print the mean gain of a second model by question with its 95 % interval, and give it as an entry of the report."""
     if len(found) != 2:
         return {}
     before, after = found.values()

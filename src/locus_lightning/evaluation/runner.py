@@ -161,7 +161,7 @@ def folder_name(model: str) -> str:
 
 
 def asked(items: Sequence[Item]) -> str:
-    """Of a benchmark's questions, without their pictures: so that answers to others with the same ids are not taken for theirs."""
+    """A hash of a benchmark's questions, without their pictures. It keeps answers to other questions with the same ids apart."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.id, item.kind, item.text, item.label, dict(item.options), item.boxes]).encode())
@@ -195,9 +195,9 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """Of the weights that answer: a sum over all parameters, so that another checkpoint of the same name is not taken for this one.
+    """A hash of the weights that answer. It tells this checkpoint from another one of the same name.
 
-    In float64 and to fixed places, so that neither the number of threads nor the device, which add up in another order, changes it.
+    It is made of sums in float64 to a fixed number of places, so that the order of additions, which differs by device and threads, does not change it.
     """
     digest = hashlib.sha256()
     for name, parameter in backbone.named_parameters():

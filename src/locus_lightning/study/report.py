@@ -65,7 +65,7 @@ def summarise(study: Study, folder: Path, only: Sequence[str] = ()) -> dict[str,
 
 
 def _results(study: Study, folder: Path, models: Sequence[str]) -> list[dict[str, Any]]:
-    """Of those that have been evaluated."""
+    """The results of the models that have been evaluated."""
     return [json.loads(path.read_text()) for model in models if (path := result_of(study, folder, model)).is_file()]
 
 

@@ -219,11 +219,11 @@ class TaskModule(ResumableModule):
         self.log(headline, score, prog_bar=True, rank_zero_only=True)
 
     def test_step(self, batch: CueBatch, batch_idx: int) -> None:
-        """As validation."""
+        """Do the same as in validation."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As validation."""
+        """Do the same as in validation."""
         self.on_validation_epoch_end()
 
     def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ class Load:
 
 
 def sizes(model: Any) -> Sizes:
-    """Of a model, on any device; quantised weights cannot be counted, so take ``loading.skeleton`` for those."""
+    """The sizes of a model on any device; quantised weights cannot be counted, so take ``loading.skeleton`` for those."""
     text = model.config.get_text_config()
     language = loading.language_model(model)
     linears = tuple((m.in_features, m.out_features) for m in language.modules() if isinstance(m, nn.Linear))

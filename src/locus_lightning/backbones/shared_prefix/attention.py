@@ -59,7 +59,7 @@ def layout_of(mask: Tensor | None) -> PackedLayout | None:
 
 
 def packed_layout(prompts: Sequence[int], bodies: Sequence[Sequence[int]], length: int, device: torch.device) -> PackedLayout | None:
-    """Of rows with these lengths of prompts and completions; None where one dense block is as good."""
+    """The layout of rows with these lengths of prompts and completions, or None where one dense block is as good."""
     rows, group, longest = len(prompts), len(bodies[0]), max((n for row in bodies for n in row), default=0)
     if length < _WORTH or not longest:
         return None

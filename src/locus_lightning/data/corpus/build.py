@@ -255,7 +255,7 @@ def _write_shards(entries: Sequence[CueEntry], common: Path, folder: Path, worke
 
 
 def _hashes(source: CocoCues) -> dict[Split, str]:
-    """Of the annotation files."""
+    """The hashes of the annotation files."""
     for file, _ in source.files.values():
         if not file.is_file():
             raise DataError(f"the annotation file {file} does not exist; set --annotations to a COCO-format JSON.")
