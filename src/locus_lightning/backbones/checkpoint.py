@@ -40,12 +40,9 @@ def check_quantised(checkpoint: str, trust_remote_code: bool, adapters: bool, qu
     Raises:
         ConfigError: names the setting.
     """
-    if checkpoint.startswith(toy.PREFIX):
+    method = quantisation_of(checkpoint, trust_remote_code)
+    if method is None:
         return
-    own = getattr(config_of(checkpoint, trust_remote_code), "quantization_config", None)
-    if own is None:
-        return
-    method = str(own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "unknown")).rsplit(".", 1)[-1].lower()
     if not adapters:
         raise ConfigError(
             f"backbone.checkpoint {checkpoint!r} is quantised ({method}), so its weights cannot be trained; set backbone.lora, or take the "
@@ -62,11 +59,14 @@ def check_quantised(checkpoint: str, trust_remote_code: bool, adapters: bool, qu
     )  # fmt: skip
 
 
-def is_quantised(checkpoint: str, trust_remote_code: bool) -> bool:
-    """Whether a checkpoint's weights are quantised in the checkpoint itself."""
-    return (
-        not checkpoint.startswith(toy.PREFIX) and getattr(config_of(checkpoint, trust_remote_code), "quantization_config", None) is not None
-    )
+def quantisation_of(checkpoint: str, trust_remote_code: bool) -> str | None:
+    """How the weights are quantised in the checkpoint itself, such as ``bitsandbytes``; None where they are not."""
+    if checkpoint.startswith(toy.PREFIX):
+        return None
+    own = getattr(config_of(checkpoint, trust_remote_code), "quantization_config", None)
+    if own is None:
+        return None
+    return str(own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "unknown")).rsplit(".", 1)[-1].lower()
 
 
 def check_vocabulary(checkpoint: str, processor: Any, trust_remote_code: bool) -> None:

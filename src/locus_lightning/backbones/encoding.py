@@ -142,8 +142,8 @@ class Encoding(Backbone):
 
     def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
         ids_P = inputs["input_ids"][0]
-        room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
-        if room and len(ids_P) >= room:
+        room = self.context()
+        if room is not None and len(ids_P) >= room:
             raise ConfigError(
                 f"a prompt has {len(ids_P):,} tokens and {self.checkpoint} reads {room:,}: an image would be cut off; lower its budget "
                 f"({self.convention.budget if self.convention else 'see the backbone'})."
@@ -151,6 +151,11 @@ class Encoding(Backbone):
         positions_P = self.positions(ids_P, inputs)
         vision = {key: value for key, value in inputs.items() if key not in _OF_TOKENS}
         return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision, opened=opened_by(text))
+
+    def context(self) -> int | None:
+        """See :meth:`Backbone.context`."""
+        room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+        return int(room) if room else None
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """An image as the processor is given it; families that pad do so here."""

@@ -28,11 +28,6 @@ class Facts(Encoding):
     def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
         """Last hidden state (D,) of one prompt, with the words ``after`` behind it."""
 
-    def context(self) -> int | None:
-        """See :meth:`Backbone.context`."""
-        room = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
-        return int(room) if room else None
-
     @torch.no_grad()
     def next_token_logps(self, prompt: Prompt) -> Tensor:
         """Log-probabilities (V,) of what follows a prompt, adapters on, in float32 on the CPU."""

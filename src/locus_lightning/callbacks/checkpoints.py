@@ -15,6 +15,7 @@ import lightning as L
 from locus_lightning.callbacks.run_folder import run_folder
 from locus_lightning.errors import ConfigError, LocusError
 from locus_lightning.training.base import TaskModule
+from locus_lightning.training.boundary import step_just_ended
 from locus_lightning.training.resume import ResumableModule
 
 log = logging.getLogger("locus_lightning")
@@ -56,14 +57,13 @@ class Checkpoints(L.Callback):
     def folder(trainer: L.Trainer) -> Path | None:
         """Where checkpoints lie, or None for a run without a folder."""
         run = run_folder(trainer)
-        return run / "checkpoints" if run is not None and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        return None if run is None else run / "checkpoints"
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save at a step boundary when it is time."""
-        inside = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if not inside and self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if step_just_ended(trainer) and self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self.save(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from locus_lightning.training.base import TaskModule
+from locus_lightning.training.boundary import step_just_ended
 
 log = logging.getLogger("locus_lightning")
 
@@ -54,8 +55,8 @@ class ProgressLines(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Say where the run is."""
-        inside, now = (batch_idx + 1) % trainer.accumulate_grad_batches, monotonic()
-        if inside or not trainer.is_global_zero or now - self._last < self.every_s:
+        now = monotonic()
+        if not step_just_ended(trainer) or not trainer.is_global_zero or now - self._last < self.every_s:
             return
         self._last = now
         taken, total = trainer.global_step, trainer.estimated_stepping_batches

@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_VERSIONED = (TensorBoardLogger, CSVLogger)
+NUMBERING = (TensorBoardLogger, CSVLogger)
 """Loggers that number their runs; the run's folder is then theirs."""
 
 _ATTRIBUTE = "_locus_run_folder"
@@ -42,11 +42,16 @@ def use_run_folder(trainer: L.Trainer, folder: Path | None) -> None:
     setattr(trainer, _ATTRIBUTE, None if folder is None else str(folder))
 
 
+def own_root(name: str | None) -> Path:
+    """Where the runs of a logger lie that does not number them."""
+    return Path("runs") / (name or "locus")
+
+
 def _new_folder(logger: Any) -> str:
-    if isinstance(logger, _VERSIONED):
+    if isinstance(logger, NUMBERING):
         return str(logger.log_dir)
     name = getattr(logger, "name", None)
-    root = Path("runs") / (name if isinstance(name, str) and name else "locus")
+    root = own_root(name if isinstance(name, str) else None)
     taken = [int(path.name.removeprefix("version_")) for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     return str(root / f"version_{max(taken, default=-1) + 1}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from locus_lightning.training.boundary import step_just_ended
 from locus_lightning.training.resume import ResumableModule
 
 _STEP_FIRST = signal.SIGINT
@@ -109,7 +110,7 @@ class Stops(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """At a step boundary: stop, if any process is told to."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not step_just_ended(trainer):
             return
         if trainer.world_size > 1:
             told = torch.tensor(float(self.signum), device=trainer.strategy.root_device)

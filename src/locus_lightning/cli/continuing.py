@@ -7,14 +7,21 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from locus_lightning.callbacks.run_folder import NUMBERING, own_root
+
 
 def runs_of(logger: Any) -> Path:
     """The folder under which the configured logger's runs lie."""
     first = logger[0] if isinstance(logger, list) and logger else logger
     init = first.get("init_args", {}) if isinstance(first, Namespace | dict) else {}
-    if isinstance(first, Namespace | dict) and not str(first.get("class_path", "")).endswith(("TensorBoardLogger", "CSVLogger")):
-        return Path("runs") / (init.get("name") or "locus")
+    if isinstance(first, Namespace | dict) and not numbers_its_runs(first):
+        return own_root(init.get("name"))
     return Path(init.get("save_dir") or "runs") / (init.get("name") or ("locus" if not init else ""))
+
+
+def numbers_its_runs(logger: Namespace | dict[str, Any]) -> bool:
+    """Whether a logger, as it is configured, gives each run a folder of its own."""
+    return str(logger.get("class_path", "")).endswith(tuple(kind.__name__ for kind in NUMBERING))
 
 
 def last_checkpoint(logger: Any) -> Path | None:

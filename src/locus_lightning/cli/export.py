@@ -52,7 +52,7 @@ def export_command(arguments: Sequence[str]) -> int:
     if options.adapter_only and not backbone.adapter_rank:
         raise ConfigError("--adapter-only: this run has no adapter; it trained all weights.")
     backbone.check()
-    if not options.adapter_only and checkpoint_files.is_quantised(backbone.checkpoint, options.trust_remote_code):
+    if not options.adapter_only and checkpoint_files.quantisation_of(backbone.checkpoint, options.trust_remote_code):
         raise ConfigError(f"{backbone.checkpoint} is quantised by its own, so adapters cannot be merged into it; use --adapter-only.")
     backbone.load()
     changed = take(backbone, run.checkpoint)

@@ -32,7 +32,7 @@ from locus_lightning.callbacks.run_folder import RunLock, check_writable, run_fo
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
-from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, runs_of
+from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, numbers_its_runs, runs_of
 from locus_lightning.cli.messages import mistake_behind, one_sentence, refused_by_a_class
 from locus_lightning.cli.names import prepare
 from locus_lightning.cli.setup import (
@@ -65,7 +65,6 @@ class SaveConfig(SaveConfigCallback):
             number += 1
             self.config_filename = f"config-{number}.yaml"
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
             with whole(folder / self.config_filename) as beside:
                 self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False)
         self.already_saved = True
@@ -126,7 +125,7 @@ class LocusCLI(LightningCLI):
             self.folder = newest.parent.parent
             loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
             for logger in loggers:
-                if isinstance(logger, Namespace) and str(logger.class_path).endswith(("TensorBoardLogger", "CSVLogger")):
+                if isinstance(logger, Namespace) and numbers_its_runs(logger):
                     logger.init_args["version"] = self.folder.name
             keep_earlier(self.folder / "metrics.csv")
         log.info("continuing from %s", newest)
@@ -269,9 +268,7 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
         )
     except StopTraining as stop:
         where = "before training began" if not stop.step else f"at step {stop.step}; continue with: locus fit --config ... --ckpt_path last"
-        if (
-            started_by_lightning()
-        ):  # a status other than 0 makes the process that started this one kill the others, while they may still be saving
+        if started_by_lightning():  # another status makes the process that started this one kill the others, which may still be saving
             raise SystemExit(0) from None
         print(f"stopped {where}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from locus_lightning.errors import ConfigError, LocusError
+from locus_lightning.errors import LocusError
 
 _USAGE = """usage: locus COMMAND [options]
 
@@ -66,10 +66,12 @@ _SMALL = {
 
 def _look_for_files(arguments: Sequence[str]) -> None:
     """Miss a configuration file now, and not after the libraries have loaded."""
+    from locus_lightning.training.config_form import require_file
+
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         named = following if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
-        if named and not Path(named).expanduser().is_file():
-            raise ConfigError(f"the configuration file {named} does not exist.")
+        if named:
+            require_file(Path(named).expanduser())
 
 
 _TRAINING = ("fit", "validate", "test", "predict")

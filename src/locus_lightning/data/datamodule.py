@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
 from locus_lightning.data.source import SPLITS, CueBatch, CueDataset, CueKey, CueSource, Position, Split
 from locus_lightning.errors import ConfigError
+from locus_lightning.ranks import from_all
 from locus_lightning.tasks.base import Task
 from locus_lightning.types import Question
 
@@ -152,11 +153,7 @@ class CueDataModule(L.LightningDataModule):
 
     def quarantined_by_all(self) -> dict[str, str]:
         """Path and reason of every picture that any process had to replace; all of them have to call this."""
-        if self._world() == 1:
-            return dict(self.quarantine)
-        of_ranks: list[Any] = [None] * self._world()
-        torch.distributed.all_gather_object(of_ranks, self.quarantine)
-        return {path: reason for one in of_ranks for path, reason in one.items()}
+        return {path: reason for one in from_all(self.quarantine, self._world()) for path, reason in one.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Samples are pictures; the backbone brings their tensors to the device."""

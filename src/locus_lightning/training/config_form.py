@@ -23,14 +23,23 @@ import yaml
 from locus_lightning.errors import ConfigError
 
 
+def require_file(path: Path) -> None:
+    """Refuse a configuration file that is not there.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the configuration file {path} does not exist.")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A configuration file's content.
 
     Raises:
         ConfigError: it is missing, or is not YAML, or holds no mapping.
     """
-    if not path.is_file():
-        raise ConfigError(f"the configuration file {path} does not exist.")
+    require_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as cause:

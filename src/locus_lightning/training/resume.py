@@ -13,6 +13,7 @@ import torch
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, TrainingError
+from locus_lightning.ranks import from_all
 from locus_lightning.training.boundary import Boundary, step_just_ended, validation_is_due
 from locus_lightning.training.settings import changes, check_resumed, run_settings, take_over_rates
 from locus_lightning.training.state import check_weights, generator_state, set_generator_state
@@ -166,12 +167,8 @@ class ResumableModule(L.LightningModule):
         if boundary is not None and usable:
             boundary.write_into(checkpoint, self.trainer)
         own = (boundary.rank_state if boundary is not None and usable else self.note_rank_state())()
-        states: list[Any] = [own]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, own)
         checkpoint["locus"] = {
-            "ranks": states,
+            "ranks": from_all(own, self.trainer.world_size),
             "before": dict(self.before),
             "inside_step": not usable and self.trainer.state.fn == "fit",
             "validation_due": boundary is not None and usable and boundary.validation_due,

@@ -55,10 +55,10 @@ class Scorer:
         try:
             scores = {reward.name: self._scores(reward, group) for reward in self.rewards}
         except PluginError as cause:
-            self._count(failed=True, cause=cause)
+            self._count(cause)
             nothing = (0.0,) * len(group.completions)
             return replace(group, scores={reward.name: nothing for reward in self.rewards}, rewards=nothing, failed=str(cause))
-        self._count(failed=False)
+        self._count(None)
         weights = {reward.name: reward.weight for reward in self.rewards}
         total = tuple(sum(weights[name] * row[g] for name, row in scores.items()) for g in range(len(group.completions)))
         return replace(group, scores=scores, rewards=total)
@@ -84,8 +84,9 @@ class Scorer:
             "the reward, or raise sampling.temperature.", step, self._flat_in_a_row, shown or "no group was scored",
         )  # fmt: skip
 
-    def _count(self, *, failed: bool, cause: PluginError | None = None) -> None:
-        self._recent.append(failed)
+    def _count(self, cause: PluginError | None) -> None:
+        """Count a group, and what kept it from being scored."""
+        self._recent.append(cause is not None)
         if cause is None:
             return
         self.failed += 1
@@ -143,9 +144,6 @@ class _Worker:
                 answer.put((True, work()))
             except BaseException as error:  # the asking thread decides
                 answer.put((False, error))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Worker:
-        return _Worker()
 
     def __reduce__(self) -> tuple[type[_Worker], tuple[()]]:
         return _Worker, ()

@@ -13,6 +13,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch
 from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
+from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
@@ -126,10 +127,7 @@ class SupervisedModule(TaskModule):
         own, self._scores = self._scores, {}
         if self.trainer.sanity_checking or self.stopping:
             return
-        of_ranks: list[Any] = [own]
-        if self.trainer.world_size > 1:
-            of_ranks = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(of_ranks, own)
+        of_ranks = from_all(own, self.trainer.world_size)
         for kind in sorted({kind for scores in of_ranks for kind in scores}):
             scores = [score for part in of_ranks for score in part.get(kind, [])]
             self.log(f"val/task_{kind}", sum(scores) / len(scores), rank_zero_only=True)

@@ -120,11 +120,10 @@ class CocoCues(CueSource):
         if "val" not in self._images:
             return
         held_out = {os.path.realpath(image.path) for image in self._images["val"]}
-        shared = [image for image in self._images["train"] if os.path.realpath(image.path) in held_out]
-        kept = (
-            [image for image in self._images["train"] if os.path.realpath(image.path) not in held_out] if shared else self._images["train"]
-        )
-        self.left_out["objects of training images that are also in validation"] += sum(len(image.objects) for image in shared)
+        before = self._images["train"]
+        kept = [image for image in before if os.path.realpath(image.path) not in held_out]
+        lost = sum(len(image.objects) for image in before) - sum(len(image.objects) for image in kept)
+        self.left_out["objects of training images that are also in validation"] += lost
         if not kept:
             raise DataError(
                 f"every image of {self.files['train'][0]} is also in {self.files['val'][0]}; give validation images of its own, or leave out "
