@@ -37,6 +37,7 @@ FAMILIES: dict[str, type[HFBackbone]] = {
         "internvl": "InternVLBackbone",
         "idefics3": "SmolVLMBackbone",
         "smolvlm": "SmolVLMBackbone",
+        "mistral3": "Mistral3Backbone",
         "gemma3": "Gemma3Backbone",
     }.items()
 }

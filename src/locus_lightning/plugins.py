@@ -49,6 +49,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "MiMoVLBackbone": "locus_lightning.backbones.mimo_vl:MiMoVLBackbone",
         "InternVLBackbone": "locus_lightning.backbones.internvl:InternVLBackbone",
         "SmolVLMBackbone": "locus_lightning.backbones.smolvlm:SmolVLMBackbone",
+        "Mistral3Backbone": "locus_lightning.backbones.mistral3:Mistral3Backbone",
         "Gemma3Backbone": "locus_lightning.backbones.gemma3:Gemma3Backbone",
         "GenericBackbone": "locus_lightning.backbones.generic:GenericBackbone",
     },

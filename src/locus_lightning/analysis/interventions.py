@@ -35,12 +35,12 @@ class Asked:
     targets: tuple[Question, ...] = ()
 
 
-def context(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked]) -> list[tuple[bool, bool]]:
+def context(backbone: Backbone, engine: RolloutEngine, items: Sequence[Asked]) -> list[tuple[bool, bool]]:
     """For every question, whether the answer is right with the full image, and with all but the targets blacked out."""
-    full = [one.question for one in asked]
-    alone = [replace(one.question, image=keep_only(one.question.image, one.boxes)) for one in asked]
-    said = [say(backbone, engine, some, what) for some, what in ((full, "full image"), (alone, "targets alone"))]
-    return [(one.right(a), one.right(b)) for one, a, b in zip(asked, *said, strict=True)]
+    full = [one.question for one in items]
+    alone = [replace(one.question, image=keep_only(one.question.image, one.boxes)) for one in items]
+    texts = [say(backbone, engine, some, what) for some, what in ((full, "full image"), (alone, "targets alone"))]
+    return [(one.right(a), one.right(b)) for one, a, b in zip(items, *texts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Grounded:
     right: bool
 
 
-def grounding(backbone: Backbone, engine: RolloutEngine, asked: Sequence[Asked]) -> list[Grounded]:
+def grounding(backbone: Backbone, engine: RolloutEngine, items: Sequence[Asked]) -> list[Grounded]:
     """Every target is asked for by its name; every question is asked as it is."""
-    said = say(backbone, engine, [one.question for one in asked], "questions")
-    named = iter(say(backbone, engine, [target for one in asked for target in one.targets], "targets"))
+    texts = say(backbone, engine, [one.question for one in items], "questions")
+    named = iter(say(backbone, engine, [target for one in items for target in one.targets], "targets"))
     rows = []
-    for one, text in zip(asked, said, strict=True):
+    for one, text in zip(items, texts, strict=True):
         boxes_of_targets = [boxes_in(extract_answer(next(named))) for _ in one.targets]
         frame, size = backbone.frame(one.question.image.size), one.question.image.size
         ious = [

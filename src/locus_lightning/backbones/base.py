@@ -55,9 +55,9 @@ class Backbone(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Backbone:
         """Record the constructor's arguments."""
-        made: Backbone = super().__new__(cls)
-        record_arguments(made, cls, args, kwargs)
-        return made
+        backbone: Backbone = super().__new__(cls)
+        record_arguments(backbone, cls, args, kwargs)
+        return backbone
 
     @abstractmethod
     def check(self) -> None:

@@ -88,13 +88,13 @@ class Encoding(Backbone):
         for group in groups:
             first = group[0]
             before, after = self.prompt_text(first), ""
-            said = [""]
+            continuations = [""]
             if len(group) > 1:
                 before, after = self.prompt_text((first[0], _MARK)).split(_MARK)
-                said = ["".join(part for part in content if isinstance(part, str)) + after for content in group]
+                continuations = ["".join(part for part in content if isinstance(part, str)) + after for content in group]
             texts.append(before)
             images.append(_pictures(first))
-            ids = self.processor.tokenizer(said, add_special_tokens=False).input_ids
+            ids = self.processor.tokenizer(continuations, add_special_tokens=False).input_ids
             rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
         return self._with_features(self.tensors(texts, images)), rests
 

@@ -44,8 +44,8 @@ class Facts(Encoding):
 
     def skeleton(self) -> nn.Module | None:
         """See :meth:`Backbone.skeleton`."""
-        made: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
-        return made
+        skeleton: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
+        return skeleton
 
     def adapted_layers(self) -> Mapping[str, int]:
         """See :meth:`Backbone.adapted_layers`."""
@@ -82,8 +82,8 @@ class Facts(Encoding):
     def family_parameters(cls) -> list[str]:
         """Names of the constructor arguments that only this family has, such as its frame: all that a saved folder may decide."""
         common = _common_parameters()
-        taken = inspect.signature(cls.__init__).parameters.items()
-        return [name for name, p in taken if name not in common and p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = inspect.signature(cls.__init__).parameters.items()
+        return [name for name, p in parameters if name not in common and p.kind is not inspect.Parameter.VAR_KEYWORD]
 
     def family_settings(self) -> dict[str, Any]:
         """Settings that only this family has, such as its frame: what a saved folder has to remember."""

@@ -92,10 +92,10 @@ class GenericBackbone(HFBackbone):
     def vision_features(self, prompts: Sequence[Prompt], *, reference: bool = False) -> list[tuple[Tensor, ...]]:
         """Projected features of every prompt's images, as one (tokens, D) tensor a prompt: how images become tiles is not known."""
         model = self._model(reference).base_model
-        taken = inspect.signature(model.get_image_features).parameters
+        parameters = inspect.signature(model.get_image_features).parameters
         features: list[tuple[Tensor, ...]] = []
         for prompt in prompts:
-            inputs = {key: value for key, value in prompt.vision.items() if key in taken}
+            inputs = {key: value for key, value in prompt.vision.items() if key in parameters}
             out = model.get_image_features(**inputs, return_dict=True).pooler_output
             self.joins_features = isinstance(out, Tensor) and out.dim() == 3
             parts = out if isinstance(out, (list, tuple)) else [out]
@@ -107,8 +107,8 @@ class GenericBackbone(HFBackbone):
         own = getattr(self.hf.base_model, "get_rope_index", None)
         if own is None:
             return super().positions(ids_P, inputs)
-        taken = inspect.signature(own).parameters
-        rest = {key: value for key, value in inputs.items() if key in taken and key != "input_ids"}
+        parameters = inspect.signature(own).parameters
+        rest = {key: value for key, value in inputs.items() if key in parameters and key != "input_ids"}
         return own(ids_P[None], **{**rest, "attention_mask": torch.ones_like(ids_P[None])})[0][:, 0]  # type: ignore[no-any-return]
 
     @torch.no_grad()

@@ -225,9 +225,9 @@ class HFBackbone(Facts):
 
     def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
         """Last hidden state (D,) of one prompt, with the words ``after`` behind it: what the next token is predicted from."""
-        said = self.processor.tokenizer(after, add_special_tokens=False).input_ids
-        ids_P = torch.cat([prompt.ids_P, torch.tensor(said, dtype=torch.long, device=self.device)])
-        more = prompt.next_position + torch.arange(len(said), device=self.device)
+        after_ids = self.processor.tokenizer(after, add_special_tokens=False).input_ids
+        ids_P = torch.cat([prompt.ids_P, torch.tensor(after_ids, dtype=torch.long, device=self.device)])
+        more = prompt.next_position + torch.arange(len(after_ids), device=self.device)
         positions = torch.cat([prompt.positions_P, more.expand(prompt.positions_P.shape[0], -1)], dim=1)
         features = [image for images in self.features_of([prompt]) for image in images]
         return self.hidden(ids_P[None], torch.ones_like(ids_P)[None], positions if len(positions) == 1 else positions[:, None], features)[

@@ -7,9 +7,12 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
+from locus_lightning.backbones import checkpoint as checkpoint_files
+from locus_lightning.backbones import toy
 from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame, raster
+from locus_lightning.errors import CheckpointError
 from locus_lightning.types import Prompt, Size
 
 
@@ -32,6 +35,21 @@ class LlavaBackbone(HFBackbone):
     def __init__(self, checkpoint: str, coordinates: Literal["unit", "pixels"] = "unit", decimals: int = 2, **kwargs: Any) -> None:
         super().__init__(checkpoint, **kwargs)
         self.coordinates, self.decimals = coordinates, decimals
+
+    def check(self) -> None:
+        """See :meth:`Backbone.check`; Pixtral-12B calls itself a LLaVA, but its images keep their shape.
+
+        Raises:
+            CheckpointError: the checkpoint's tower is Pixtral's.
+        """
+        super().check()
+        if self.checkpoint.startswith(toy.PREFIX):
+            return
+        tower = checkpoint_files.config_of(self.checkpoint, self.trust_remote_code).vision_config.model_type
+        if tower == "pixtral":
+            raise CheckpointError(
+                f"backbone.checkpoint {self.checkpoint!r} is a LLaVA with a Pixtral tower, which is not supported; take a Mistral 3 model."
+            )
 
     def prepare_processor(self) -> None:
         """The square is whole already: no centre crop."""

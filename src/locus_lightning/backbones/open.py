@@ -34,13 +34,13 @@ class Run:
         Raises:
             CheckpointError: one is missing.
         """
-        config, found = folder / "config.yaml", checkpoint or folder / "checkpoints" / "last.ckpt"
+        config, checkpoint_file = folder / "config.yaml", checkpoint or folder / "checkpoints" / "last.ckpt"
         if not config.is_file():
             raise CheckpointError(f"{folder} has no config.yaml; give the folder of a run, such as runs/llava/version_0.")
-        if not found.is_file():
-            raise CheckpointError(f"there is no checkpoint {found}; give one with --ckpt.")
+        if not checkpoint_file.is_file():
+            raise CheckpointError(f"there is no checkpoint {checkpoint_file}; give one with --ckpt.")
         summary = folder / "summary.json"
-        return cls(folder, found, _config(config), _summary(summary))
+        return cls(folder, checkpoint_file, _config(config), _summary(summary))
 
     def backbone(self, dtype: str, trust_remote_code: bool = False) -> HFBackbone:
         """The run's backbone in ``dtype``, not quantised, not loaded. The run's own ``trust_remote_code`` is not taken: the folder may come
@@ -59,12 +59,12 @@ class Run:
         settings = {"class_path": name, "init_args": {**(stated.get("init_args") or {}), **own}}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--backbone", type=Backbone)
-        made = parser.instantiate_classes(parser.parse_object({"backbone": settings})).backbone
-        if not isinstance(made, HFBackbone):
-            raise ConfigError(f"a run's model is opened by Hugging Face backbones; {type(made).__name__} is none.")
-        made.trust_remote_code = trust_remote_code
-        made.remembers = {**made.remembers, **_remembered_by(self._stated("task"))}
-        return made
+        backbone = parser.instantiate_classes(parser.parse_object({"backbone": settings})).backbone
+        if not isinstance(backbone, HFBackbone):
+            raise ConfigError(f"a run's model is opened by Hugging Face backbones; {type(backbone).__name__} is none.")
+        backbone.trust_remote_code = trust_remote_code
+        backbone.remembers = {**backbone.remembers, **_remembered_by(self._stated("task"))}
+        return backbone
 
     def _stated(self, key: str) -> dict[str, Any]:
         model = self.config.get("model")

@@ -76,8 +76,8 @@ def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_s
     right: defaultdict[str, list[float]] = defaultdict(list)
     for start in range(0, len(items), batch_size):
         some = items[start : start + batch_size]
-        made = ask(module.rollout, module.backbone, [item.question() for item in some], max_new_tokens)
-        for item, answer in zip(some, made, strict=True):
+        answers = ask(module.rollout, module.backbone, [item.question() for item in some], max_new_tokens)
+        for item, answer in zip(some, answers, strict=True):
             score = float(extract_letter(answer.text, item.options) == item.label)
             right[item.kind].append(score)
             right[""].append(score)

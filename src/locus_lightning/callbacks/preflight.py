@@ -209,13 +209,15 @@ class PreflightCallback(TrainingCallback):
         table = Table(title=f"memory, {unit}" + ("" if torch.cuda.is_available() else " (CPU)"))
         for title in ("component", "computed", "measured"):
             table.add_column(title, justify="left" if title == "component" else "right")
-        for name, stated, found in rows:
+        for name, stated, measured in rows:
             style = "bold" if name in ("peak", "rollout, the larger", "update together") else None
-            table.add_row(name, f"{stated / scale:.2f}" if computed else "", "" if found is None else f"{found / scale:.2f}", style=style)
+            table.add_row(
+                name, f"{stated / scale:.2f}" if computed else "", "" if measured is None else f"{measured / scale:.2f}", style=style
+            )
         if self.card:
             table.add_row("card", f"{self.card * memory.GIB / scale:.1f}", "", style="bold")
         self._console.print(table)
-        self.report["memory_bytes"] = {name: {"computed": round(stated), "measured": found} for name, stated, found in rows}
+        self.report["memory_bytes"] = {name: {"computed": round(stated), "measured": measured} for name, stated, measured in rows}
         self._tell_time()
         peak = rows[-1][2] or 0.0
         self.too_big = bool(self.card and peak > self.card * memory.GIB)

@@ -24,8 +24,8 @@ class Progress(RichProgressBar):
         passes = self.trainer.accumulate_grad_batches
         batches = self.trainer.num_training_batches
         if self.trainer.max_steps is not None and self.trainer.max_steps >= 0:
-            taken = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            batches = min(batches, taken + (self.trainer.max_steps - self.trainer.global_step) * passes)
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            batches = min(batches, done + (self.trainer.max_steps - self.trainer.global_step) * passes)
         return batches if batches == float("inf") else -(-int(batches) // passes)
 
     def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
@@ -59,13 +59,13 @@ class ProgressLines(L.Callback):
         if not step_just_ended(trainer) or not trainer.is_global_zero or now - self._last < self.every_s:
             return
         self._last = now
-        taken, total = trainer.global_step, trainer.estimated_stepping_batches
-        pace = (now - self._begun) / max(1, taken - self._first_step)
-        of, left = ("", "") if total == float("inf") else (f" of {total:,.0f}", f", {duration((total - taken) * pace)} left")
+        done, total = trainer.global_step, trainer.estimated_stepping_batches
+        pace = (now - self._begun) / max(1, done - self._first_step)
+        of, left = ("", "") if total == float("inf") else (f" of {total:,.0f}", f", {duration((total - done) * pace)} left")
         headline = pl_module.task.headline if isinstance(pl_module, TaskModule) else ""
         score = trainer.callback_metrics.get(headline)
         shown = f", {headline} {float(score):.3f}" if score is not None else ""
-        log.info("step %s%s%s, %.2f s a step%s", f"{taken:,}", of, shown, pace, left)
+        log.info("step %s%s%s, %.2f s a step%s", f"{done:,}", of, shown, pace, left)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what a validation gave."""

@@ -31,8 +31,8 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     number, where NAME is the logger's name, or ``locus``. All processes have to ask for it first at the same time.
     """
     if not hasattr(trainer, _ATTRIBUTE):
-        made = None if trainer.fast_dev_run else _new_folder(trainer.logger)  # type: ignore[attr-defined]
-        setattr(trainer, _ATTRIBUTE, trainer.strategy.broadcast(made))
+        new_folder = None if trainer.fast_dev_run else _new_folder(trainer.logger)  # type: ignore[attr-defined]
+        setattr(trainer, _ATTRIBUTE, trainer.strategy.broadcast(new_folder))
     folder: str | None = getattr(trainer, _ATTRIBUTE)
     return None if folder is None else Path(folder)
 
@@ -52,8 +52,8 @@ def _new_folder(logger: Any) -> str:
         return str(logger.log_dir)
     name = getattr(logger, "name", None)
     root = own_root(name if isinstance(name, str) else None)
-    taken = [int(path.name.removeprefix("version_")) for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
-    return str(root / f"version_{max(taken, default=-1) + 1}")
+    versions = [int(path.name.removeprefix("version_")) for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    return str(root / f"version_{max(versions, default=-1) + 1}")
 
 
 def check_writable(trainer: L.Trainer) -> None:

@@ -113,8 +113,8 @@ class Stops(L.Callback):
         if not step_just_ended(trainer):
             return
         if trainer.world_size > 1:
-            told = torch.tensor(float(self.signum), device=trainer.strategy.root_device)
-            agreed = int(trainer.strategy.reduce(told, reduce_op="max"))  # type: ignore[arg-type]
+            signal_here = torch.tensor(float(self.signum), device=trainer.strategy.root_device)
+            agreed = int(trainer.strategy.reduce(signal_here, reduce_op="max"))  # type: ignore[arg-type]
             self.signum = max(self.signum, agreed)  # a signal that comes meanwhile is for the next step
         else:
             agreed = self.signum

@@ -122,7 +122,7 @@ def asked_of(backbone: Backbone, items: Sequence[Item], words: str = FIND) -> li
     return questions_asked
 
 
-def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tuple[bool, bool]]]) -> None:
+def write_context(folder: Path, items: Sequence[Item], by_model: dict[str, list[tuple[bool, bool]]]) -> None:
     """JSON, bars and a table."""
     kinds = ["", *sorted({item.kind for item in items})]
     table = Table(title=f"accuracy, percent: full image / targets alone ({len(items)} questions)")
@@ -130,7 +130,7 @@ def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tup
     for kind in kinds:
         table.add_column(kind.replace("_", " ") or "all", justify="right")
     accuracies = {}
-    for name, rows in found.items():
+    for name, rows in by_model.items():
         of = {k: [row for row, item in zip(rows, items, strict=True) if k in ("", item.kind)] for k in kinds}
         accuracies[name] = {k: (mean(full for full, _ in some), mean(alone for _, alone in some)) for k, some in of.items()}
         table.add_row(name, *(f"{100 * full:.1f} / {100 * alone:.1f}" for full, alone in accuracies[name].values()))
@@ -140,18 +140,18 @@ def write_context(folder: Path, items: Sequence[Item], found: dict[str, list[tup
     }
     context_bars(folder / "context.png", accuracies)
     Console().print(table)
-    report |= tell_gain("accuracy, full image", {n: [float(full) for full, _ in rows] for n, rows in found.items()})
+    report |= tell_gain("accuracy, full image", {n: [float(full) for full, _ in rows] for n, rows in by_model.items()})
     (folder / "context.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"context.json and context.png: {folder}")
 
 
-def write_grounding(folder: Path, items: Sequence[Item], found: dict[str, list[Grounded]]) -> None:
+def write_grounding(folder: Path, items: Sequence[Item], by_model: dict[str, list[Grounded]]) -> None:
     """JSON, the two plots and a table."""
     table = Table(title=f"IoU of the queried object and the answer to the question ({len(items)} questions)")
     for title in ("model", "mean IoU", "IoU where right", "IoU where wrong", "accuracy"):
         table.add_column(title, overflow="fold")
     models, plots = {}, {}
-    for name, rows in found.items():
+    for name, rows in by_model.items():
         good, bad = ([row.iou for row in rows if row.right is right] for right in (True, False))
         plots[name] = (by_iou(rows), good, bad)
         models[name] = {"mean_iou": mean(row.iou for row in rows), "accuracy": mean(row.right for row in rows), "by_iou": plots[name][0],
@@ -164,16 +164,16 @@ def write_grounding(folder: Path, items: Sequence[Item], found: dict[str, list[G
         )
     grounding_plots(folder / "grounding.png", plots)
     Console().print(table)
-    gain = tell_gain("IoU of the queried object", {n: [row.iou for row in rows] for n, rows in found.items()})
+    gain = tell_gain("IoU of the queried object", {n: [row.iou for row in rows] for n, rows in by_model.items()})
     (folder / "grounding.json").write_text(json.dumps({"questions": len(items), "models": models, **gain}, indent=2) + "\n")
     print(f"grounding.json and grounding.png: {folder}")
 
 
-def tell_gain(what: str, found: dict[str, list[float]]) -> dict[str, Any]:
+def tell_gain(what: str, by_model: dict[str, list[float]]) -> dict[str, Any]:
     """Print the mean gain of a second model by question with its 95 % interval, and give it as an entry of the report."""
-    if len(found) != 2:
+    if len(by_model) != 2:
         return {}
-    before, after = found.values()
+    before, after = by_model.values()
     gain, low, high = paired_bootstrap([b - a for a, b in zip(before, after, strict=True)])
     print(f"{what}, second model less first, paired by question: {gain:+.3f} (95 % {low:+.3f} to {high:+.3f})")
     return {"gain": {"of": what, "mean": gain, "low": low, "high": high}}
@@ -202,7 +202,7 @@ def words_before(backbone: Backbone, engine: RolloutEngine, item: Item) -> str:
     return text[: text.index("<answer>") + len("<answer>")] if "<answer>" in text else ""
 
 
-def write(folder: Path, items: Sequence[Item], found: dict[str, list[AttentionMap]], at: str, pictures: int) -> None:
+def write(folder: Path, items: Sequence[Item], by_model: dict[str, list[AttentionMap]], at: str, pictures: int) -> None:
     """JSON, figures and a table."""
     kinds = sorted({item.kind for item in items})
     report: dict[str, Any] = {"at": at, "questions": len(items), "models": {}}
@@ -210,10 +210,10 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[AttentionMa
     for title in ("model", "AIB", "evenly spread", "peak in box", *(f"AIB, {kind}" for kind in kinds)):
         table.add_column(title, overflow="fold")
     layers, means = {}, {}
-    for name, looks in found.items():
-        shares = [seen.in_box(item.boxes) for seen, item in zip(looks, items, strict=True)]
-        peaks = [seen.peak_in_box(item.boxes) for seen, item in zip(looks, items, strict=True)]
-        covered = [float(seen.inside(item.boxes).float().mean()) for seen, item in zip(looks, items, strict=True)]
+    for name, looks in by_model.items():
+        shares = [attention.in_box(item.boxes) for attention, item in zip(looks, items, strict=True)]
+        peaks = [attention.peak_in_box(item.boxes) for attention, item in zip(looks, items, strict=True)]
+        covered = [float(attention.inside(item.boxes).float().mean()) for attention, item in zip(looks, items, strict=True)]
         layers[name], means[name] = [share for _, share in shares], mean(share for share, _ in shares)
         kind_means = {k: mean(s for (s, _), item in zip(shares, items, strict=True) if item.kind == k) for k in kinds}
         report["models"][name] = {
@@ -226,7 +226,7 @@ def write(folder: Path, items: Sequence[Item], found: dict[str, list[AttentionMa
     by_layer(folder / "by_layer.png", layers, means)
     if pictures:
         shown = range(0, len(items), max(1, len(items) // pictures))
-        rows = [(items[i].picture(), items[i].boxes, items[i].text.split("\n")[0], {n: found[n][i].heatmap() for n in found})
+        rows = [(items[i].picture(), items[i].boxes, items[i].text.split("\n")[0], {n: by_model[n][i].heatmap() for n in by_model})
                 for i in list(shown)[:pictures]]  # fmt: skip
         heatmaps(folder / "heatmaps.png", rows)
     Console().print(table)

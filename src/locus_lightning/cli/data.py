@@ -64,19 +64,19 @@ def _build_parser(commands: Any) -> None:
     parser.set_defaults(run=_build)
 
 
-def _build(asked: argparse.Namespace) -> int:
+def _build(options: argparse.Namespace) -> int:
     from locus_lightning.data.corpus.build import BuildSettings, build
 
     names = [field.name for field in dataclasses.fields(BuildSettings)]
-    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
-    preset = _PRESETS.get(asked.preset, {})
-    for name in sorted(set(given) & set(preset)):
-        if given[name] != preset[name]:
-            print(f"--{name.replace('_', '-')} {given[name]} takes the place of {preset[name]} in the preset {asked.preset}.")
-    if asked.workers < 1:
-        raise ConfigError(f"--workers is {asked.workers}; it is at least 1.")
-    manifest = build(BuildSettings(**{**preset, **given}), asked.out, asked.workers)
-    _print_manifest(manifest, asked.out)
+    stated = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    preset = _PRESETS.get(options.preset, {})
+    for name in sorted(set(stated) & set(preset)):
+        if stated[name] != preset[name]:
+            print(f"--{name.replace('_', '-')} {stated[name]} takes the place of {preset[name]} in the preset {options.preset}.")
+    if options.workers < 1:
+        raise ConfigError(f"--workers is {options.workers}; it is at least 1.")
+    manifest = build(BuildSettings(**{**preset, **stated}), options.out, options.workers)
+    _print_manifest(manifest, options.out)
     return 0
 
 
@@ -118,15 +118,15 @@ def _inspect_parser(commands: Any) -> None:
     parser.set_defaults(run=_inspect)
 
 
-def _inspect(asked: argparse.Namespace) -> int:
+def _inspect(options: argparse.Namespace) -> int:
     from locus_lightning.data.corpus.contact_sheet import write_sheet
     from locus_lightning.data.corpus.corpus import CorpusCues, read_manifest
 
-    manifest = read_manifest(asked.corpus, deep=True)
-    source = CorpusCues(str(asked.corpus), asked.images, asked.expressions)
-    out = asked.out or asked.corpus / "inspect.html"
-    shown = write_sheet(manifest, source.dataset(asked.split, 0), out, asked.split, asked.number, asked.seed, asked.side)
-    _print_manifest(manifest, asked.corpus)
+    manifest = read_manifest(options.corpus, deep=True)
+    source = CorpusCues(str(options.corpus), options.images, options.expressions)
+    out = options.out or options.corpus / "inspect.html"
+    shown = write_sheet(manifest, source.dataset(options.split, 0), out, options.split, options.number, options.seed, options.side)
+    _print_manifest(manifest, options.corpus)
     print(f"{shown} cues on {out}")
     return 0
 
@@ -153,24 +153,24 @@ def _text_cues_parser(commands: Any) -> None:
     parser.set_defaults(run=_text_cues)
 
 
-def _text_cues(asked: argparse.Namespace) -> int:
+def _text_cues(options: argparse.Namespace) -> int:
     from locus_lightning.data.corpus.corpus import CorpusCues
     from locus_lightning.data.corpus.text_cues import read_answers, write_requests
 
-    if (asked.requests is None) == (asked.answers is None):
+    if (options.requests is None) == (options.answers is None):
         raise ConfigError("give either --requests FILE (to write them) or --answers FILE (to read them back).")
-    source = CorpusCues(str(asked.corpus), asked.images)
+    source = CorpusCues(str(options.corpus), options.images)
     sets = [source.dataset(split, 0) for split in ("train", "val")]
-    if asked.requests:
-        number = write_requests(sets, asked.requests, asked.model, asked.limit)
-        print(f"{number:,} requests in {asked.requests}")
+    if options.requests:
+        number = write_requests(sets, options.requests, options.model, options.limit)
+        print(f"{number:,} requests in {options.requests}")
         return 0
-    read = read_answers(sets, asked.answers, asked.out)
-    print(f"{read.kept:,} expressions in {asked.out}; {read.missing:,} cues have none")
-    for reason, number in read.refused.items():
+    result = read_answers(sets, options.answers, options.out)
+    print(f"{result.kept:,} expressions in {options.out}; {result.missing:,} cues have none")
+    for reason, number in result.refused.items():
         print(f"  refused: {number:,} {reason}", file=sys.stderr)
-    print(f"train with them: --data.source=CorpusCues --data.source.folder={asked.corpus} --data.source.expressions={asked.out}")
-    return 0 if read.kept else 1
+    print(f"train with them: --data.source=CorpusCues --data.source.folder={options.corpus} --data.source.expressions={options.out}")
+    return 0 if result.kept else 1
 
 
 # ---- SmallStar -----------------------------------------------------------------------------------------------------------

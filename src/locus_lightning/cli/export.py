@@ -100,8 +100,8 @@ def reload(folder: Path, live: Tensor, text: str, image: Image.Image) -> tuple[f
     inputs = processor(text=[text], images=[image], return_tensors="pt").to(model.device, model.dtype)
     logps = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1).cpu()
     likely = live > -10
-    made = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    return float((logps - live)[likely].abs().max()), processor.decode(made, skip_special_tokens=True)
+    generated = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return float((logps - live)[likely].abs().max()), processor.decode(generated, skip_special_tokens=True)
 
 
 def write_card(run: Run, backbone: Backbone, folder: Path, dtype: str, kind: str) -> None:

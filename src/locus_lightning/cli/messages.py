@@ -13,26 +13,24 @@ _MOST = 300
 def mistake_behind(error: BaseException) -> LocusError | None:
     """The user's mistake that the parser met while it built an object, where there is one."""
     link: BaseException | None = error
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:  # an exception that is raised again and again may be its own context
+    visited: set[int] = set()
+    while link is not None and id(link) not in visited:  # an exception that is raised again and again may be its own context
         if isinstance(link, LocusError):
             return link
-        seen.add(id(link))
+        visited.add(id(link))
         link = link.__cause__ or link.__context__
     return None
 
 
 def refused_by_a_class(error: BaseException) -> str:
     """Which class could not be built, and why: the innermost ``__init__`` that the error came out of."""
-    made, trace = "a class", error.__traceback__
+    subject, trace = "a class", error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
         if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
-            made = type(frame.f_locals["self"]).__name__
+            subject = type(frame.f_locals["self"]).__name__
         trace = trace.tb_next
-    return (
-        f"{made} cannot be made of its settings ({type(error).__name__}: {error}); look for one that is null, or of another type or size."
-    )
+    return f"{subject} cannot be made of its settings ({type(error).__name__}: {error}); look for one that is null, or of another type or size."
 
 
 def one_sentence(message: str) -> str:
@@ -55,13 +53,13 @@ def one_sentence(message: str) -> str:
 
 def _plain(body: str) -> str:
     """A value that is of no accepted type, in one clause; other messages stay."""
-    given = [value.strip("'\" .") for value in re.findall(r"(?:Given|Got) value: (\S+)", body)]
+    values = [value.strip("'\" .") for value in re.findall(r"(?:Given|Got) value: (\S+)", body)]
     wanted = list(dict.fromkeys(re.findall(r"[Ee]xpected (?:a )?(one of \[.*?\]|[a-zA-Z_][\w.]*\w)", body)))
     rest = re.sub(r"(?:Given|Got) value: \S+|[Ee]xpected (?:a )?(one of \[.*?\]|[a-zA-Z_][\w.]*)", "", body).strip(" ,.]")
-    if given and wanted:
-        return f"{given[-1]} is given where {' or '.join(wanted)} is expected"
-    if given and not rest:
-        return f"there is no class or value {given[-1]!r}; see locus fit --help"
+    if values and wanted:
+        return f"{values[-1]} is given where {' or '.join(wanted)} is expected"
+    if values and not rest:
+        return f"there is no class or value {values[-1]!r}; see locus fit --help"
     return body
 
 

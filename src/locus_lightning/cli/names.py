@@ -68,8 +68,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 def _classes_by_option(pairs: Sequence[tuple[str, str | None]]) -> tuple[str | None, str | None]:
     """The model's and the backbone's class where options name them."""
     named = {key.removeprefix("--").replace("init_args.", "").removesuffix(".class_path"): value for key, value in pairs if value}
-    found = (named.get("model"), named.get("model.backbone"))
-    model, backbone = (value if value and _CLASS.fullmatch(value) else None for value in found)
+    classes = (named.get("model"), named.get("model.backbone"))
+    model, backbone = (value if value and _CLASS.fullmatch(value) else None for value in classes)
     return model, backbone
 
 

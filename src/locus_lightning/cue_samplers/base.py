@@ -55,7 +55,7 @@ class CueSampler(ABC):
     def choose(self, windows: Sequence[CueWindow], rng: np.random.Generator) -> CueWindow | None:
         """One window, its size bin drawn by ``mix`` among the bins that are present."""
         by_bin = {name: [w for w in windows if w.size_bin == name] for name in self.mix}
-        present = [name for name, found in by_bin.items() if found]
+        present = [name for name, samples in by_bin.items() if samples]
         if not present:
             return None
         shares = np.array([self.mix[name] for name in present])

@@ -51,9 +51,9 @@ class ObjectCues(CueSampler):
         windows = (self._window(image_size, *drawn) for drawn in zip(objects, paddings, scales, strict=True))
         return [w for w in windows if w is not None and w.size_bin in self.mix] or None
 
-    def _window(self, image_size: Size, found: SceneObject, padding: float, scale: float) -> CueWindow | None:
-        augment = size_bin(clip_box(found.box, image_size), image_size) in self.augmented
-        box = found.box
+    def _window(self, image_size: Size, target: SceneObject, padding: float, scale: float) -> CueWindow | None:
+        augment = size_bin(clip_box(target.box, image_size), image_size) in self.augmented
+        box = target.box
         if augment:
             factor = (1 + 2 * padding) * (scale if self.scale_target == "box" else 1.0)
             box = _about_centre(box, factor)
@@ -64,9 +64,9 @@ class ObjectCues(CueSampler):
             box=window,
             size_bin=size_bin(window, image_size),
             scale=scale if augment and self.scale_target == "cue" else 1.0,
-            object_box=found.box,
-            label=found.label,
-            object_id=found.id,
+            object_box=target.box,
+            label=target.label,
+            object_id=target.id,
         )
 
 

@@ -48,10 +48,10 @@ class TextCues(ObjectCues):
         """Windows of the objects that words can single out; ``label`` holds the words."""
         windows = super().sample(image_size, objects, rng) or []
         if self.expressions is not None:
-            image_of = {found.id: found.image_id for found in objects}
+            image_of = {item.id: item.image_id for item in objects}
             words = ((w, self.expressions.of(image_of[w.object_id], w.object_id)) for w in windows)
             return [replace(w, label=text) for w, text in words if text is not None] or None
-        labels = Counter(found.label for found in objects)
+        labels = Counter(item.label for item in objects)
         return [w for w in windows if w.label and labels[w.label] == 1] or None
 
     def cue(self, image: Image.Image, window: CueWindow) -> Cue:

@@ -144,7 +144,7 @@ class CueDataModule(L.LightningDataModule):
         """Warn while it is early where more and more pictures cannot be used: a disk or a mount may be going."""
         self._recent.extend(bool(sample.quarantined) for sample in samples)
         share = sum(self._recent) / max(1, len(self._recent))
-        passed = [mark for mark in (0.1, 0.25, 0.5) if share >= mark > self._warned_at]
+        passed = [threshold for threshold in (0.1, 0.25, 0.5) if share >= threshold > self._warned_at]
         if passed and len(self._recent) >= _LEAST_RECENT:
             self._warned_at = passed[-1]
             log.warning(
@@ -188,13 +188,13 @@ class TaskDataset(CueDataset):
         return len(self.dataset)
 
     def __getitem__(self, key: CueKey) -> Any:
-        made = self.dataset[key]
+        item = self.dataset[key]
         if type(self.task).sample is Task.sample:
-            return made
+            return item
         rng = np.random.default_rng([self._STREAM, self.seed, SPLITS.index(self.split), *key])
-        several = made if isinstance(made, tuple) else (made,)
+        several = item if isinstance(item, tuple) else (item,)
         samples = tuple(one if isinstance(one, Question) else self.task.sample(one, rng) for one in several)
-        return samples if isinstance(made, tuple) else samples[0]
+        return samples if isinstance(item, tuple) else samples[0]
 
 
 class _Restricted(CueDataset):

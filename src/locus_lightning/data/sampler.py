@@ -39,8 +39,8 @@ class ResumableSampler(Sampler[list[CueKey]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        whole, rest = divmod(self.length, self.batch_size * self.world_size)
-        return whole + (0 if self.drop_last or not rest else 1)
+        batches, rest = divmod(self.length, self.batch_size * self.world_size)
+        return batches + (0 if self.drop_last or not rest else 1)
 
     def __iter__(self) -> Iterator[list[CueKey]]:
         """Batches from ``start`` on."""

@@ -64,7 +64,7 @@ class Scored:
 
     item: Item
     text: str
-    read: str | None
+    extracted: str | None
     score: float
 
 
@@ -118,11 +118,11 @@ class Benchmark(ABC):
 
 def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     """At most ``limit`` of each kind, the first ones."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     chosen = []
     for item in items:
-        seen[item.kind] = seen.get(item.kind, 0) + 1
-        if limit is None or seen[item.kind] <= limit:
+        counts[item.kind] = counts.get(item.kind, 0) + 1
+        if limit is None or counts[item.kind] <= limit:
             chosen.append(item)
     return chosen
 
@@ -154,8 +154,8 @@ class YesNo(Benchmark):
 
     def read(self, item: Item, text: str, backbone: Backbone) -> tuple[str | None, float]:
         """See :meth:`Benchmark.read`."""
-        said = extract_yes_no(text)
-        return said, float(said == item.label)
+        answer = extract_yes_no(text)
+        return answer, float(answer == item.label)
 
 
 def lettered(question: str, options: Mapping[str, str]) -> str:

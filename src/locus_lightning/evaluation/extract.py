@@ -29,35 +29,35 @@ def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
        that ends the phrase.
     4. It is the words of one option, or holds the words of one option alone. The lines of a restated option list do not count.
     """
-    said = _plain(extract_answer(text))
+    answer = _plain(extract_answer(text))
     letters = "".join(options) or "ABCDEFGH"
     either = letters + letters.lower()
-    alone = re.fullmatch(rf"[(\[]?([{either}])[)\]]?[.,:;!]?", said)
+    alone = re.fullmatch(rf"[(\[]?([{either}])[)\]]?[.,:;!]?", answer)
     if alone:
         return alone[1].upper()
-    listed = re.findall(rf"(?m)^\s*[(\[]?([{letters}])[)\].:]\s*\S", said)
+    listed = re.findall(rf"(?m)^\s*[(\[]?([{letters}])[)\].:]\s*\S", answer)
     if len(set(listed)) < 2:
-        leading = re.match(rf"[(\[]([{either}])[)\]]|([{letters}])\s*(?:[,.:\-–—)]|$)", said, re.MULTILINE)
+        leading = re.match(rf"[(\[]([{either}])[)\]]|([{letters}])\s*(?:[,.:\-–—)]|$)", answer, re.MULTILINE)
         if leading:
             return (leading[1] or leading[2]).upper()
-    stated = _stated(said, letters, either)
+    stated = _stated(answer, letters, either)
     if stated:
         return stated
-    rest = said if len(set(listed)) < 2 else re.sub(rf"(?m)^\s*[(\[]?[{letters}][)\].:].*$", "", said)
+    rest = answer if len(set(listed)) < 2 else re.sub(rf"(?m)^\s*[(\[]?[{letters}][)\].:].*$", "", answer)
     return _by_words(rest.strip(), options)
 
 
-def _stated(said: str, letters: str, either: str) -> str | None:
+def _stated(answer: str, letters: str, either: str) -> str | None:
     """The letter of the last statement such as "the answer is B"."""
     verb = r"\b(?:answer|option|choice|pick|choose|select|go with)(?:ed|s)?\b"
     link = r"(?:\s+(?:is|was|be|would be|should be|must be|as|:))?\s*[:=]?\s*(?:option|choice|letter)?\s*"
     letter = rf"(?:[(\[]([{either}])[)\]]|([{letters}])(?![\w'-])(?!\s+(?!because\b|since\b|as\b|due\b)[a-z])|([{letters.lower()}])(?=\s*(?:[.,;!]|$)))"
-    stated_letters = re.findall(rf"(?i:{verb}{link}){letter}", said, re.MULTILINE)
+    stated_letters = re.findall(rf"(?i:{verb}{link}){letter}", answer, re.MULTILINE)
     return "".join(stated_letters[-1]).upper() if stated_letters else None
 
 
-def _by_words(said: str, options: Mapping[str, str]) -> str | None:
-    plain = said.casefold().rstrip(".")
+def _by_words(answer: str, options: Mapping[str, str]) -> str | None:
+    plain = answer.casefold().rstrip(".")
     same = [letter for letter, option in options.items() if option.casefold().rstrip(".") == plain]
     held = [letter for letter, option in options.items() if re.search(rf"\b{re.escape(option.casefold().rstrip('.'))}\b", plain)]
     chosen = same or held
@@ -66,11 +66,11 @@ def _by_words(said: str, options: Mapping[str, str]) -> str | None:
 
 def extract_yes_no(text: str) -> str | None:
     """yes or no, or None where an answer says neither or both. Its first word counts before the rest."""
-    said = _plain(extract_answer(text)).casefold()
-    first = re.match(r"\W*(yes|no)\b", said)
+    answer = _plain(extract_answer(text)).casefold()
+    first = re.match(r"\W*(yes|no)\b", answer)
     if first:
         return first[1]
-    words = set(re.findall(r"\b(yes|no)\b", said))
+    words = set(re.findall(r"\b(yes|no)\b", answer))
     return words.pop() if len(words) == 1 else None
 
 

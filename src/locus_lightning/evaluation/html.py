@@ -39,11 +39,11 @@ def _groups(items: Sequence[Item], results: Sequence[Mapping[str, Any]]) -> list
 
 def _card(item: Item, results: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """What the page shows of one question."""
-    said = [
+    shown = [
         (result["model"], str(rows[item.id]["text"])[:300], result["scores"][item.id]["score"] >= 0.5)
         for result, rows in zip(results, answers, strict=True)
     ]
-    return {"picture": _picture(item), "question": item.text, "right": item.label or str(item.boxes), "answers": said}
+    return {"picture": _picture(item), "question": item.text, "right": item.label or str(item.boxes), "answers": shown}
 
 
 def _picture(item: Item) -> str:

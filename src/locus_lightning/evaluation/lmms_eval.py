@@ -57,10 +57,10 @@ def run_task(python: Path, model: str, row: Row, folder: Path, settings: Setting
 
 def command(python: Path, model: str, task: str, folder: Path, settings: Settings, dtype: str) -> list[str]:
     """How lmms-eval is started."""
-    told: dict[str, Any] = {"pretrained": model, "dtype": dtype, "think": settings.think, "raw": folder / RAW}
+    model_args: dict[str, Any] = {"pretrained": model, "dtype": dtype, "think": settings.think, "raw": folder / RAW}
     if settings.max_new_tokens:
-        told["max_new_tokens"] = settings.max_new_tokens
-    words = [str(python), "-m", "lmms_eval", "--model", "locus", "--model_args", ",".join(f"{k}={v}" for k, v in told.items()),
+        model_args["max_new_tokens"] = settings.max_new_tokens
+    words = [str(python), "-m", "lmms_eval", "--model", "locus", "--model_args", ",".join(f"{k}={v}" for k, v in model_args.items()),
              "--tasks", task, "--batch_size", str(settings.batch_size), "--output_path", str(folder), "--log_samples"]  # fmt: skip
     return [*words, "--limit", str(settings.limit)] if settings.limit else words
 

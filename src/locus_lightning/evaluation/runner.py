@@ -63,8 +63,8 @@ def evaluate(
         DataError: the benchmark has no usable item.
         ConfigError: ``folder`` holds answers of another model, to other questions, or with other settings.
     """
-    whole = benchmark.load()
-    items = limited(whole, settings.limit)
+    all_items = benchmark.load()
+    items = limited(all_items, settings.limit)
     if not items:
         raise DataError(f"{benchmark.folder} gives no usable question of {benchmark.name} ({len(benchmark.malformed)} rows left out, such as "
                         f"{benchmark.malformed[:1]}).")  # fmt: skip
@@ -72,10 +72,10 @@ def evaluate(
     if double:
         raise DataError(f"{benchmark.folder}: {double} questions of {benchmark.name} share their id with another; is a file there twice?")
     tokens = settings.max_new_tokens or (1024 if settings.think else benchmark.max_new_tokens)
-    about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "data": asked(whole), "think": settings.think,
+    about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "data": asked(all_items), "think": settings.think,
              "max_new_tokens": tokens}  # fmt: skip
-    said = kept_answers(folder, about)
-    missing = [item for item in items if item.id not in said]
+    answers = kept_answers(folder, about)
+    missing = [item for item in items if item.id not in answers]
     instruction = THINK if settings.think else ""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ANSWERS).open("a") as file:
@@ -92,47 +92,47 @@ def evaluate(
                     "truncated": answer.generation.truncated,
                     "prompt_tokens": len(answer.prompt.ids_P),
                 }
-                said[item.id] = row
+                answers[item.id] = row
                 file.write(json.dumps(row) + "\n")
             file.flush()
-    answered = [item for item in items if item.id in said]
+    answered = [item for item in items if item.id in answers]
     if not answered:
         raise DataError(f"{benchmark.folder}: no picture of {benchmark.name} can be used, such as {benchmark.malformed[-1]}.")
-    return _record(backbone, benchmark, answered, said, about, folder, instruction)
+    return _record(backbone, benchmark, answered, answers, about, folder, instruction)
 
 
 def _askable(benchmark: Benchmark, batch: Sequence[Item], backbone: Backbone, instruction: str) -> list[tuple[Item, Any]]:
     """Items with what is asked; those whose picture cannot be used are noted and left out."""
-    made = []
+    asked_items = []
     for item in batch:
         try:
-            made.append((item, benchmark.ask(item, backbone, instruction)))
+            asked_items.append((item, benchmark.ask(item, backbone, instruction)))
         except PictureError as cause:
             benchmark.note(f"question {item.id}", f"its picture cannot be used ({cause})")
-    return made
+    return asked_items
 
 
 def _record(
-    backbone: Backbone, benchmark: Benchmark, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
+    backbone: Backbone, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
     folder: Path, instruction: str,
 ) -> dict[str, Any]:  # fmt: skip
-    texts = {item.id: str(said[item.id]["text"]) for item in items}
+    texts = {item.id: str(answers[item.id]["text"]) for item in items}
     scored = [Scored(item, texts[item.id], *benchmark.read(item, texts[item.id], backbone)) for item in items]
     first = benchmark.ask(items[0], backbone, instruction)
     (prompt,) = backbone.encode_pixels([benchmark.task.messages(first, backbone.frame(first.image.size))])
-    lengths = [int(said[item.id]["prompt_tokens"]) for item in items]
+    lengths = [int(answers[item.id]["prompt_tokens"]) for item in items]
     result = {
         **about,
         "questions": len(items),
         "figures": benchmark.figures(scored),
-        "truncated": sum(bool(said[item.id]["truncated"]) for item in items),
-        "unread": sum(row.read is None for row in scored),
+        "truncated": sum(bool(answers[item.id]["truncated"]) for item in items),
+        "unread": sum(row.extracted is None for row in scored),
         "image_budget": {name: _plain(value) for name, value in backbone.image_budget().items()},
         "prompt_tokens": {"least": min(lengths), "most": max(lengths)},
         "prompt": prompt.text,
         "malformed": benchmark.malformed,
         "may_have_seen": overlap(str(about["model"]), backbone.remembers.get("trained_on"), benchmark),
-        "scores": {row.item.id: {"score": row.score, "read": row.read, "kind": row.item.kind} for row in scored},
+        "scores": {row.item.id: {"score": row.score, "read": row.extracted, "kind": row.item.kind} for row in scored},
     }
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return result

@@ -51,12 +51,12 @@ def checked_scores(reward: Reward, completions: Sequence[Completion], sample: An
     """
     what = f"the reward {reward.name!r} ({type(reward).__module__}.{type(reward).__qualname__}), sample {sample.id}"
     try:
-        given = list(reward.score_group(completions, sample))
+        scores = list(reward.score_group(completions, sample))
     except Exception as cause:
         raise PluginError(f"{what}: it raised {type(cause).__name__}: {cause}") from cause
-    if len(given) != len(completions):
-        raise PluginError(f"{what}: it gave {len(given)} scores for {len(completions)} completions.")
-    return tuple(_finite(value, f"{what}, completion {i}") for i, value in enumerate(given))
+    if len(scores) != len(completions):
+        raise PluginError(f"{what}: it gave {len(scores)} scores for {len(completions)} completions.")
+    return tuple(_finite(value, f"{what}, completion {i}") for i, value in enumerate(scores))
 
 
 def _finite(value: Any, what: str) -> float:

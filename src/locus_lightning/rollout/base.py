@@ -91,13 +91,13 @@ def generate_checked(
             f"a prompt of {longest:,} tokens with max_new_tokens {sampling.max_new_tokens:,} is longer than the {room:,} tokens that "
             f"{backbone.checkpoint} reads; lower max_new_tokens or the images' budget."
         )
-    made = engine.generate(backbone, prompts, n, sampling)
-    counts = {len(row) for row in made}
-    if len(made) != len(prompts) or counts - {n}:
+    generations = engine.generate(backbone, prompts, n, sampling)
+    counts = {len(row) for row in generations}
+    if len(generations) != len(prompts) or counts - {n}:
         raise PluginError(
-            f"the rollout engine {type(engine).__name__} gave {len(made)} groups of {sorted(counts)} completions for {len(prompts)} prompts of {n}."
+            f"the rollout engine {type(engine).__name__} gave {len(generations)} groups of {sorted(counts)} completions for {len(prompts)} prompts of {n}."
         )
-    return made
+    return generations
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def ask(engine: RolloutEngine, backbone: Backbone, samples: Sequence[Any], max_n
     """
     task = task or QuestionAnswering()
     prompts = backbone.encode([task.messages(sample, backbone.frame(sample.image.size)) for sample in samples])
-    made = generate_checked(engine, backbone, prompts, 1, SamplingParams(max_new_tokens, temperature=0.0))
+    generations = generate_checked(engine, backbone, prompts, 1, SamplingParams(max_new_tokens, temperature=0.0))
     return [
         Answer(prompt.opened + backbone.decode(generation.ids_T), prompt, generation)
-        for prompt, (generation,) in zip(prompts, made, strict=True)
+        for prompt, (generation,) in zip(prompts, generations, strict=True)
     ]

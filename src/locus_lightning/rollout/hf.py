@@ -78,11 +78,11 @@ class HFRollout(RolloutEngine):
             if mask_RS is not None:
                 mask_RS = F.pad(mask_RS, (0, 1), value=1)
             hidden_RD = backbone.hidden(token_R[:, None], mask_RS, position_R[:, None] + t, cache=cache)[:, -1]
-        made = [
+        generations = [
             Generation(ids_RT[r, :length].clone(), logps_RT[r, :length].clone(), truncated=not ended)
             for r, (length, ended) in enumerate(zip(lengths_R.tolist(), ended_R.tolist(), strict=True))
         ]
-        return [made[i : i + n] for i in range(0, rows, n)]
+        return [generations[i : i + n] for i in range(0, rows, n)]
 
 
 def _prefill(backbone: Backbone, prompts: Sequence[Prompt], n: int, room: int) -> tuple[Cache, Tensor, Tensor | None]:

@@ -186,8 +186,8 @@ def _bars(axis: Any, title: str, values: Sequence[Sequence[float]], paper: bool 
     for y, v in enumerate(values):
         if not paper:
             axis.plot(v, [y] * len(v), "o", color="black", markersize=3)
-        said = f"{mean(v):{'+' if gain else ''}.1f}" if v else "not reported"
-        axis.text(max([0.0, *v]) + 0.02 * far, y, said, va="center", fontsize=8)
+        label = f"{mean(v):{'+' if gain else ''}.1f}" if v else "not reported"
+        axis.text(max([0.0, *v]) + 0.02 * far, y, label, va="center", fontsize=8)
     axis.set_xlim(min([0.0, *(1.2 * x for v in values for x in v)]), far)
     axis.set_title(title, fontsize=9, loc="left")
 

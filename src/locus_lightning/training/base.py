@@ -180,8 +180,8 @@ class TaskModule(ResumableModule):
     def answer(self, samples: Sequence[Any], sampling: SamplingParams | None = None) -> list[Completion]:
         """One completion a sample, parsed and scored."""
         prompts = self.encode(samples)
-        made = self.generate(prompts, sampling)
-        return [self.complete(one, sample, prompt) for one, sample, prompt in zip(made, samples, prompts, strict=True)]
+        generations = self.generate(prompts, sampling)
+        return [self.complete(one, sample, prompt) for one, sample, prompt in zip(generations, samples, prompts, strict=True)]
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Generation]:
         """One completion a prompt, not parsed.
@@ -192,7 +192,7 @@ class TaskModule(ResumableModule):
         if not self.backbone.loaded:
             raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
         self.rollout.sync(self.backbone)
-        return [made for (made,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
+        return [generations for (generations,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Answer held-out samples and count; nothing once the run is to stop."""
@@ -239,9 +239,9 @@ class TaskModule(ResumableModule):
     def tell_callbacks(self, hook: str, subject: Sequence[Any]) -> None:
         """Call a hook of :class:`TrainingCallback` on every callback that has it."""
         for callback in self.trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
-            told = getattr(callback, hook, None)
-            if told is not None:
-                told(self.trainer, self, subject)
+            method = getattr(callback, hook, None)
+            if method is not None:
+                method(self.trainer, self, subject)
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes that have a figure, in one collective; the names are the same on every rank. A figure that is NaN

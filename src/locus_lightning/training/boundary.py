@@ -67,5 +67,5 @@ def validation_is_due(trainer: L.Trainer) -> bool:
     epochs_between = trainer.check_val_every_n_epoch
     if epochs_between is not None and (trainer.current_epoch + 1) % epochs_between:
         return False
-    taken = (loop.total_batch_idx if epochs_between is None else loop.batch_idx) + 1
-    return taken % int(interval) == 0
+    batches_done = (loop.total_batch_idx if epochs_between is None else loop.batch_idx) + 1
+    return batches_done % int(interval) == 0

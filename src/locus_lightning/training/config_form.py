@@ -43,8 +43,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as cause:
-        mark = getattr(cause, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
+        position = getattr(cause, "problem_mark", None)
+        where = f" (line {position.line + 1})" if position else ""
         raise ConfigError(f"{path}{where} is not valid YAML: {getattr(cause, 'problem', cause)}.") from cause
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping with model, data and trainer.")

@@ -189,9 +189,9 @@ class LocusModule(TaskModule):
 
     def _rollout(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
         sampling = replace(self.sampling, min_new_tokens=self.sampling.max_new_tokens) if self._to_the_limit else self.sampling
-        made = generate_checked(self.rollout, self.backbone, prompts, self.group_size, sampling)
+        generated = generate_checked(self.rollout, self.backbone, prompts, self.group_size, sampling)
         groups = []
-        for sample, prompt, generations in zip(samples, prompts, made, strict=True):
+        for sample, prompt, generations in zip(samples, prompts, generated, strict=True):
             completions = tuple(self.complete(generation, sample, prompt) for generation in generations)
             groups.append(self.score(RolloutGroup(sample, prompt, completions)))
         return groups

@@ -173,8 +173,8 @@ def longest_prompts(module: TaskModule, count: int) -> list[tuple[int, int, Any]
     data = module.trainer.datamodule.task_dataset("train", module.task)  # type: ignore[attr-defined]
     lengths = []
     for i in evenly_spaced(len(data), count):
-        made = data[CueKey(0, i)]
-        for sample in made if isinstance(made, tuple) else (made,):
+        item = data[CueKey(0, i)]
+        for sample in item if isinstance(item, tuple) else (item,):
             if not isinstance(sample, Question):
                 (content,) = module.contents([sample])
                 lengths.append((module.backbone.prompt_length(content), i, sample))

@@ -233,10 +233,10 @@ class ResumableModule(L.LightningModule):
             if self.trainer.world_size > 1:
                 torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
             return
-        said = changes(self._resumed.get("settings", {}), run_settings(self))
+        changed = changes(self._resumed.get("settings", {}), run_settings(self))
         take_over_rates(self.trainer.optimizers, self.lr_schedulers_in_order(), self.stated_groups)
-        if said and self.trainer.is_global_zero:
-            log.info("changed from step %d on: %s", self.global_step, "; ".join(said))
+        if changed and self.trainer.is_global_zero:
+            log.info("changed from step %d on: %s", self.global_step, "; ".join(changed))
         rank, data = self._resumed["rank"], self.trainer.datamodule  # type: ignore[attr-defined]
         due = bool(self._resumed.get("validation_due")) and self._may_validate
         self._boundary = Boundary(

@@ -111,11 +111,11 @@ class RolloutBatch:
             max_tokens: see :func:`~locus_lightning.objectives.advantages.token_weights`.
         """
         weights_BGT = token_weights(self.mask_BGT, reduction, max_tokens)
-        made = []
+        micro_batches = []
         for i, members in enumerate(order):
             rows = list(members)
             longest = max(1, max(len(ids) for b in rows for ids in self.completions[b]))
-            made.append(
+            micro_batches.append(
                 MicroBatch(
                     prompts=tuple(self.prompts[b] for b in rows),
                     completions=tuple(tuple(self.completions[b]) for b in rows),
@@ -127,7 +127,7 @@ class RolloutBatch:
                     ref_logps_BGT=None if self.ref_logps_BGT is None else self.ref_logps_BGT[rows, :, :longest],
                 )
             )
-        return made
+        return micro_batches
 
 
 def completion_ids(groups: Sequence[RolloutGroup]) -> list[list[Tensor]]:

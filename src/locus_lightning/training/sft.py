@@ -89,13 +89,13 @@ class SupervisedModule(TaskModule):
             for prompt, group in zip(prompts, groups, strict=True)
         ]
         most, none = max(map(len, groups)), prompts[0].ids_P[:0]
-        said = [
+        answer_ids = [
             [torch.cat(pair) for pair in zip(*row, strict=True)] + [none] * (most - len(row[0])) for row in zip(rests, answers, strict=True)
         ]
-        logps_BGT, _ = self.backbone.logps(prompts, said)
+        logps_BGT, _ = self.backbone.logps(prompts, answer_ids)
         begins_BG, ends_BG = (
             torch.tensor([[len(ids) for ids in row] + [0] * (most - len(row)) for row in rows], device=logps_BGT.device)[..., None]
-            for rows in (rests, said)
+            for rows in (rests, answer_ids)
         )
         token_T = torch.arange(logps_BGT.shape[-1], device=logps_BGT.device)
         right_BGT = (token_T >= begins_BG) & (token_T < ends_BG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -70,6 +72,14 @@ def test_auto_becomes_the_backbone_of_the_family_and_says_so(family, caplog):
     assert type(made) is FAMILIES[family]
     assert made.dtype == torch.float64
     assert f"backbone: {FAMILIES[family].__name__}" in caplog.text
+
+
+def test_a_llava_with_a_pixtral_tower_is_refused(toy_folder, tmp_path):
+    config = json.loads((toy_folder("llava") / "config.json").read_text())
+    config["vision_config"] = {"model_type": "pixtral", "image_size": 112, "patch_size": 14}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="Pixtral tower"):
+        FAMILIES["llava"](str(tmp_path)).check()
 
 
 def test_auto_hands_on_what_only_the_family_knows_and_refuses_the_unknown(toy_folder, tmp_path):

@@ -85,8 +85,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
     (rows, heads, _, width), shared = query.shape, key.shape[1]
     each, (group, longest), prompt = heads // shared, layout.shape, layout.prompt
     keys, values = (x[:, :, :prompt] for x in (key, value))
-    whole = (keys.repeat_interleave(each, dim=1), values.repeat_interleave(each, dim=1)) if each > 1 else (keys, values)
-    alone = F.scaled_dot_product_attention(query[:, :, :prompt], whole[0], whole[1], is_causal=True, scale=scale)
+    repeated = (keys.repeat_interleave(each, dim=1), values.repeat_interleave(each, dim=1)) if each > 1 else (keys, values)
+    alone = F.scaled_dot_product_attention(query[:, :, :prompt], repeated[0], repeated[1], is_causal=True, scale=scale)
 
     def completions(x: Tensor) -> Tensor:
         """(R, h, S, D) -> (R*G, h, T, D)."""
@@ -188,12 +188,12 @@ _watching: list[Watch] = []
 @contextmanager
 def watch(layers: Sequence[Any]) -> Iterator[Watch]:
     """While it lasts, ``found`` gets the last query position's attention of these attention layers (0 is the first)."""
-    seen = Watch({id(layer): i for i, layer in enumerate(layers)}, {})
-    _watching.append(seen)
+    watch = Watch({id(layer): i for i, layer in enumerate(layers)}, {})
+    _watching.append(watch)
     try:
-        yield seen
+        yield watch
     finally:
-        _watching.remove(seen)
+        _watching.remove(watch)
 
 
 def attention(
@@ -217,8 +217,8 @@ def attention(
     Returns:
         (R, S, H, D), and no weights.
     """
-    for seen in _watching:
-        seen.see(module, query, key, attention_mask, scaling)
+    for watch in _watching:
+        watch.see(module, query, key, attention_mask, scaling)
     rows, heads, length, width = query.shape
     shared = key.shape[1]
     layout = layout_of(attention_mask)

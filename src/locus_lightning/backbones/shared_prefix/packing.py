@@ -122,8 +122,8 @@ def _allowed(segments_RS: Tensor) -> Tensor:
     query, key = segments_RS[:, :, None], segments_RS[:, None, :]
     order = torch.arange(segments_RS.shape[1], device=segments_RS.device)
     earlier = order[None, :] <= order[:, None]
-    seen = earlier & ((key == 0) | (key == query)) & (key != _PAD) & (query != _PAD)
-    return (seen | torch.eye(len(order), dtype=torch.bool, device=seen.device))[:, None]
+    visible = earlier & ((key == 0) | (key == query)) & (key != _PAD) & (query != _PAD)
+    return (visible | torch.eye(len(order), dtype=torch.bool, device=visible.device))[:, None]
 
 
 def left_padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:

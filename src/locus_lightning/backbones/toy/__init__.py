@@ -24,6 +24,7 @@ _FAMILIES = {
     "internvl": ("others:internvl", "internvl"),
     "idefics3": ("others:idefics3", "idefics3"),
     "smolvlm": ("others:smolvlm", "smolvlm"),
+    "mistral3": ("others:mistral3", "mistral3"),
     "gemma3": ("others:gemma3", "gemma3"),
 }
 """Name -> where it is built (``module:function``, giving model and processor), and its transformers ``model_type``."""

@@ -1,4 +1,4 @@
-"""Toy checkpoints of InternVL, Idefics3, SmolVLM and Gemma 3."""
+"""Toy checkpoints of InternVL, Idefics3, SmolVLM, Mistral 3 and Gemma 3."""
 
 from __future__ import annotations
 
@@ -73,6 +73,37 @@ def smolvlm() -> tuple[Any, Any]:
     videos = SmolVLMVideoProcessor(size=size, max_image_size=tile)
     processor = SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=turns_in_order("<image>"))
     return SmolVLMForConditionalGeneration(config), processor
+
+
+def mistral3() -> tuple[Any, Any]:
+    """Mistral 3: images keep their shape; four neighbouring patches make a token, and a line of tokens ends in a break."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralProcessor
+    from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
+
+    tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<pad>"}, ("<|im_start|>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"))
+    text = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        sliding_window=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    config = Mistral3Config(
+        vision_config={**_VISION, "model_type": "pixtral", "head_dim": 12, "image_size": 112, "patch_size": 14},
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    images = PixtralImageProcessor(size={"longest_edge": 112}, patch_size=14)
+    template = turns_in_order("[IMG]")
+    return Mistral3ForConditionalGeneration(config), PixtralProcessor(images, tokenizer, 14, 2, chat_template=template)
 
 
 def gemma3() -> tuple[Any, Any]:

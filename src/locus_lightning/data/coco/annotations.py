@@ -199,9 +199,9 @@ def _whole(value: _Number) -> int | str:
         return str(value)
 
 
-def _above(taken: Iterator[int | str]) -> Iterator[int]:
+def _above(used_ids: Iterator[int | str]) -> Iterator[int]:
     """Numbers above all that are taken."""
-    last = max((number for number in taken if isinstance(number, int) and number < _LARGEST_ID // 2), default=0)
+    last = max((number for number in used_ids if isinstance(number, int) and number < _LARGEST_ID // 2), default=0)
     while True:
         last += 1
         yield last

@@ -28,15 +28,15 @@ def _inside(box: Box, size: Size) -> bool:
 
 def box_of(bbox: list[float | None] | None, size: Size, forms: Counter[str]) -> Box | None:
     """The box as corners, or None where it is bad. ``forms`` counts the readings of four numbers that are possible."""
-    if (found := _corners(bbox)) is None:
+    if (corners := _corners(bbox)) is None:
         return None
-    x, y, w, h = found
+    x, y, w, h = corners
     box = (x, y, x + w, y + h)
     good = w > 0 and h > 0 and _inside(box, size)
     forms["boxes"] += 1
     forms["sizes"] += good
-    forms["corners"] += _inside(found, size)
-    forms["shares"] += max(found) <= 1
+    forms["corners"] += _inside(corners, size)
+    forms["shares"] += max(corners) <= 1
     return box if good else None
 
 

@@ -135,12 +135,12 @@ class CocoCues(CueSource):
         """See :meth:`CueSource.dataset`."""
         self.check()
         images = self.images_of(split, seed)
-        entries, found, not_used = self.index(images, self.sizes[split], seed)
+        entries, counts, not_used = self.index(images, self.sizes[split], seed)
         self._not_used[split] = not_used
         if not entries:
             raise DataError(
                 f"{self.files.get(split, self.files['train'])[0]} gives no {split} cues in the mix {self.cue_sampler.mix} with sides of at "
-                f"least {self.cue_sampler.min_side} px (found: {found or 'none'}; left out: {counted(self.left_out + not_used)}); "
+                f"least {self.cue_sampler.min_side} px (found: {counts or 'none'}; left out: {counted(self.left_out + not_used)}); "
                 "change cue_sampler.mix or min_side."
             )
         bins = dict(Counter(e.window.size_bin for e in entries))

@@ -35,10 +35,10 @@ def second_match(image: Image.Image, window: IntBox) -> float:
     norm = float(template.norm())
     if norm < 1e-3:
         return -1.0
-    whole, ones = grey[None, None], torch.ones(1, 1, h, w)
-    total, squares = F.conv2d(whole, ones)[0, 0], F.conv2d(whole.square(), ones)[0, 0]
-    spread = (squares - total.square() / (w * h)).clamp_min(1e-3).sqrt()
-    similarity = F.conv2d(whole, template[None, None])[0, 0] / (spread * norm)
+    pixels, ones = grey[None, None], torch.ones(1, 1, h, w)
+    total, squares = F.conv2d(pixels, ones)[0, 0], F.conv2d(pixels.square(), ones)[0, 0]
+    deviation = (squares - total.square() / (w * h)).clamp_min(1e-3).sqrt()
+    similarity = F.conv2d(pixels, template[None, None])[0, 0] / (deviation * norm)
     rows, columns = torch.meshgrid(torch.arange(similarity.shape[0]), torch.arange(similarity.shape[1]), indexing="ij")
     places = torch.stack([columns, rows, columns + w, rows + h], dim=-1).reshape(-1, 4)
     boxes: list[Box] = [(float(a), float(b), float(c), float(d)) for a, b, c, d in places.tolist()]

@@ -62,11 +62,11 @@ def windows_of(
 def _without_window(sampler: CueSampler, image: CocoImage, windows: Sequence[CueWindow]) -> Counter[str]:
     """Why objects of an image gave no window, counted."""
     reasons: Counter[str] = Counter()
-    taken = {window.object_id for window in windows}
-    for found in image.objects:
-        if found.id in taken:
+    cue_ids = {window.object_id for window in windows}
+    for item in image.objects:
+        if item.id in cue_ids:
             continue
-        window = sampler.integer_window(found.box, image.size)
+        window = sampler.integer_window(item.box, image.size)
         if window is None:
             reasons[f"objects with a side under {sampler.min_side} px"] += 1
         elif size_bin(window, image.size) not in sampler.mix:

@@ -52,12 +52,12 @@ def _figure(sample: CueSample, side: int) -> dict[str, Any]:
         pen.rectangle((box[0] - grow, box[1] - grow, box[2] + grow - 1, box[3] + grow - 1), outline=colour)
     window, cue = sample.cue.window, sample.cue.image
     w, h = window.box[2] - window.box[0], window.box[3] - window.box[1]
-    seen = min(1.0, side / max(sample.image.size)) if side else 1.0
+    seen_scale = min(1.0, side / max(sample.image.size)) if side else 1.0
     lines = (
         f"window {w}x{h} px",
         f"cue {cue.width}x{cue.height} px (x{window.scale:.2f})",
         f"picture {sample.image.width}x{sample.image.height}",
-        f"model sees {w * seen:.0f}x{h * seen:.0f} of {sample.image.width * seen:.0f}x{sample.image.height * seen:.0f}",
+        f"model sees {w * seen_scale:.0f}x{h * seen_scale:.0f} of {sample.image.width * seen_scale:.0f}x{sample.image.height * seen_scale:.0f}",
         sample.id,
     )
     return {

@@ -61,12 +61,12 @@ def to_table(entries: Sequence[CueEntry], folder: Path) -> pa.Table:
 
 def from_table(table: pa.Table, folder: Path) -> list[CueEntry]:
     """The other way."""
-    found, above = [], str(folder / "x")[:-1]
+    entries, above = [], str(folder / "x")[:-1]
     for name, image_id, w, h, x1, y1, x2, y2, *rest in zip(*(column.to_pylist() for column in table.columns), strict=True):
         a, b, c, d, object_id, label, size_bin, scale = rest
         own = None if a != a else (a, b, c, d)
-        found.append(CueEntry(above + name, (w, h), image_id, CueWindow((x1, y1, x2, y2), size_bin, scale, own, label, object_id)))
-    return found
+        entries.append(CueEntry(above + name, (w, h), image_id, CueWindow((x1, y1, x2, y2), size_bin, scale, own, label, object_id)))
+    return entries
 
 
 def digest(path: Path) -> str:
@@ -105,8 +105,8 @@ class CorpusCues(CueSource):
         entries = from_table(pq.read_table(self.folder / "index" / f"{split}.parquet"), folder or Path())
         make = crop_cue
         if self.expressions is not None:
-            said = read_expressions(self.expressions)
-            words = ((entry, said.of(entry.image_id, entry.window.object_id)) for entry in entries)
+            expressions = read_expressions(self.expressions)
+            words = ((entry, expressions.of(entry.image_id, entry.window.object_id)) for entry in entries)
             entries = [replace(entry, window=replace(entry.window, label=text)) for entry, text in words if text is not None]
             make = cue_in_words
         if not entries:

@@ -144,12 +144,14 @@ def qa_examples(name: str, stage: Stage, number: int, rng: np.random.Generator) 
             samples.setdefault(task, (scenes or stage.scenes).cue(name, rng))
         else:
             drawn = asked_about if task in WORDS else scene
-            made = TASKS[task](drawn, rng)
-            if made:
-                image = drawn.image if made.crop is None else drawn.image.crop(made.crop)
-                if made.about and stage.suppressed and rng.random() < stage.suppressed:
-                    image = keep_only(image, [drawn.boxes[i] for i in made.about])
-                samples.setdefault(made.text + made.answer, Question(name, image, made.text, made.answer, made.boxes, task, made.verdict))
+            example = TASKS[task](drawn, rng)
+            if example:
+                image = drawn.image if example.crop is None else drawn.image.crop(example.crop)
+                if example.about and stage.suppressed and rng.random() < stage.suppressed:
+                    image = keep_only(image, [drawn.boxes[i] for i in example.about])
+                samples.setdefault(
+                    example.text + example.answer, Question(name, image, example.text, example.answer, example.boxes, task, example.verdict)
+                )
         if len(samples) == number or (samples and attempt == 19):
             return tuple(samples.values())
     raise ConfigError(f"SceneQA: scenes with {stage.scenes.objects} objects give no QA example of {tasks}; change the mix.")

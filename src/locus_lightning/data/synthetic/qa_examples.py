@@ -119,10 +119,10 @@ def relation(scene: Scene, rng: np.random.Generator) -> QAExample | None:
         return None
     i, j = (int(k) for k in rng.permutation(len(scene.boxes))[:2])
     axis = int(rng.integers(2))
-    found = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
-    if found is None:
+    compared = position(scene, (i, j), (phrase(scene.looks, i, rng), phrase(scene.looks, j, rng)), axis)
+    if compared is None:
         return None
-    return QAExample(found[0], f"{{0}} {{1}} {found[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=found[1][0], about=(i, j))
+    return QAExample(compared[0], f"{{0}} {{1}} {compared[1][0]}", (scene.boxes[i], scene.boxes[j]), verdict=compared[1][0], about=(i, j))
 
 
 def choose_attribute(scene: Scene, rng: np.random.Generator) -> QAExample | None:

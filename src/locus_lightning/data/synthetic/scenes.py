@@ -71,9 +71,9 @@ class SceneCues(CueSource):
                 f"SceneCues: image_size {image_size} is at least twice cue_sampler.min_side {self.cue_sampler.min_side}; "
                 f"train_size {train_size} and val_size {val_size} are at least 1, clutter {clutter} at least 0."
             )
-        for name, asked, known in (("colours", colours, tuple(COLOURS)), ("shapes", shapes, SHAPES)):
-            if asked is not None and (not asked or set(asked) - set(known)):
-                raise ConfigError(f"SceneCues.{name} is {asked}; choose from {', '.join(known)}.")
+        for name, wanted, known in (("colours", colours, tuple(COLOURS)), ("shapes", shapes, SHAPES)):
+            if wanted is not None and (not wanted or set(wanted) - set(known)):
+                raise ConfigError(f"SceneCues.{name} is {wanted}; choose from {', '.join(known)}.")
         self.image_size, self.objects, self.object_size = image_size, objects, object_size
         self.colours, self.shapes = tuple(colours or COLOURS), tuple(shapes or SHAPES)
         self.textures, self.background, self.clutter = textures, background, clutter
@@ -127,14 +127,14 @@ class SceneCues(CueSource):
             f"widen object_size {self.object_size} or the mix."
         )
 
-    def _place(self, taken: list[Box], rng: np.random.Generator) -> Box | None:
+    def _place(self, occupied: list[Box], rng: np.random.Generator) -> Box | None:
         low, high = np.log(self.object_size)
         for u, v, a, b in rng.random((30, 4)).tolist():
             w, h = (max(3, round(self.image_size * float(np.exp(low + (high - low) * r)))) for r in (u, v))
             w, h = min(w, 2 * h), min(h, 2 * w)
             x, y = int(a * (self.image_size - w + 1)), int(b * (self.image_size - h + 1))
             box = (float(x), float(y), float(x + w), float(y + h))
-            if all(_overlap(box, other) <= 0.1 for other in taken):
+            if all(_overlap(box, other) <= 0.1 for other in occupied):
                 return box
         return None
 

@@ -61,10 +61,10 @@ def question(kind: str, index: int, seed: int) -> tuple[Image.Image, dict[str, A
     make = _attribute if kind == KINDS[0] else _position
     while True:
         scene = SCENES.draw(rng)
-        made = make(scene, wanted, rng)
-        if made is not None:
+        parts = make(scene, wanted, rng)
+        if parts is not None:
             break
-    text, options, names, targets = made
+    text, options, names, targets = parts
     lettered, label = with_options(text, options, rng)
     row = {"text": lettered, "category": kind, "label": label}
     boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (scene.boxes[i] for i in targets)]

@@ -45,4 +45,4 @@ class HeldOutCues(Benchmark):
     def figures(self, rows: Sequence[Scored]) -> dict[str, float]:
         """See :meth:`Benchmark.figures`."""
         shares = {f"acc{t}": mean(float(row.score >= t) for row in rows) for t in (0.5, 0.75)}
-        return {**super().figures(rows), **shares, "parse_rate": mean(row.read is not None for row in rows)}
+        return {**super().figures(rows), **shares, "parse_rate": mean(row.extracted is not None for row in rows)}

@@ -60,8 +60,8 @@ class POPE(YesNo):
         figures = super().figures(rows)
         for kind in ["", *sorted({row.item.kind for row in rows})]:
             some = [row for row in rows if kind in ("", row.item.kind)]
-            right = sum(row.item.label == "yes" and row.read == "yes" for row in some)
-            said, true = sum(row.read == "yes" for row in some), sum(row.item.label == "yes" for row in some)
-            figures[f"f1{'_' if kind else ''}{kind}"] = 2 * right / (said + true) if said + true else 0.0
+            right = sum(row.item.label == "yes" and row.extracted == "yes" for row in some)
+            predicted, true = sum(row.extracted == "yes" for row in some), sum(row.item.label == "yes" for row in some)
+            figures[f"f1{'_' if kind else ''}{kind}"] = 2 * right / (predicted + true) if predicted + true else 0.0
         official = mean(float(official_yes_no(row.text) == row.item.label) for row in rows)  # an unread answer is a yes there
-        return {**figures, "official_accuracy": official, "yes_rate": mean(row.read == "yes" for row in rows)}
+        return {**figures, "official_accuracy": official, "yes_rate": mean(row.extracted == "yes" for row in rows)}

@@ -25,9 +25,9 @@ class RefCOCO(Benchmark):
                 x, y, w, h = (float(v) for v in row["bbox"])
                 if w <= 0 or h <= 0:
                     raise ValueError(f"the box {row['bbox']} is empty")
-                said = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+                expressions = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
                 image = picture_bytes(row["image"])
-                for k, words in enumerate(said):
+                for k, words in enumerate(expressions):
                     items.append(
                         Item(f"{text_of(row, 'question_id', 'file_name')}-{k}", "", image, str(words), "", boxes=((x, y, x + w, y + h),))
                     )
