@@ -82,8 +82,8 @@ def words(workload: Workload) -> Any:
 
 def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     """The module that is measured; without ``share`` every completion pays for its prompt."""
+    from locus_lightning.backbones.adapters import LoRA
     from locus_lightning.backbones.llava import LlavaBackbone
-    from locus_lightning.backbones.loading import LoRA
     from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
     from locus_lightning.rollout.base import SamplingParams
     from locus_lightning.rollout.hf import HFRollout

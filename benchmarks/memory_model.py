@@ -18,8 +18,8 @@ from checkpoints import llava_tiny, qwen_tiny
 from PIL import Image
 
 from locus_lightning.backbones import loading
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.llava import LlavaBackbone
-from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
 from locus_lightning.callbacks.preflight import allocated_peak
 from locus_lightning.tasks.cue_search import CueSearch

@@ -9,10 +9,10 @@ from typing import Any
 
 import docstring_parser
 
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
-from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.downstream import DownstreamAccuracy

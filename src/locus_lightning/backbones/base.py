@@ -206,6 +206,16 @@ class Backbone(nn.Module, ABC):
         """The model on the meta device, not quantised and without adapters, for counting; None where there is no such thing."""
         return None
 
+    def decoding_bytes(self, prompt: int, group: int, completion: int) -> int:
+        """Bytes that decoding ``group`` completions of one prompt takes, keys, values and logits; 0 where that is not known.
+
+        Args:
+            prompt: tokens of the prompt.
+            group: completions.
+            completion: tokens of a completion, at most.
+        """
+        return 0
+
     def adapted_layers(self) -> Mapping[str, int]:
         """How many layers of each name carry an adapter."""
         return {}
@@ -254,8 +264,8 @@ class Backbone(nn.Module, ABC):
         """Evaluation mode, for rollouts.
 
         Args:
-            merge_adapters: decode with adapters added to copies of their weights, which saves the passes through them and costs the
-                memory of the copies; None: as the backbone sees fit.
+            merge_adapters: decode with adapters added to copies of their weights, which saves the passes through them, and costs the
+                memory of the copies and in 16 bits their rounding; None: as the backbone sees fit.
         """
         was_training = self.training
         self.eval()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from locus_lightning.backbones import loading
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.encoding import Encoding
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.types import Prompt
@@ -21,7 +22,7 @@ class Facts(Encoding):
     """What commands and callbacks ask about a model beside its forward passes; :class:`HFBackbone` adds those."""
 
     model: Any
-    lora: loading.LoRA | None
+    lora: LoRA | None
     trust_remote_code: bool
 
     @abstractmethod
@@ -46,6 +47,15 @@ class Facts(Encoding):
         """See :meth:`Backbone.skeleton`."""
         skeleton: nn.Module = loading.skeleton(self.hf.config, self.trust_remote_code)
         return skeleton
+
+    def decoding_bytes(self, prompt: int, group: int, completion: int) -> int:
+        """See :meth:`Backbone.decoding_bytes`; 0 for an architecture that does not name its sizes as others do."""
+        text: Any = self.hf.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+        width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // max(1, getattr(text, "num_attention_heads", 1))
+        position = 2 * int(getattr(text, "num_hidden_layers", 0)) * int(heads or 0) * int(width) * self.dtype.itemsize
+        logits = 4 * 4 * getattr(text, "vocab_size", 0)  # logits, log-probabilities, probabilities, clocks
+        return position * ((1 if self.shares_keys else group) * prompt + group * completion) + group * logits if position else 0
 
     def adapted_layers(self) -> Mapping[str, int]:
         """See :meth:`Backbone.adapted_layers`."""

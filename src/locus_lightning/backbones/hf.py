@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from locus_lightning.backbones import base_files, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
+from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
 from locus_lightning.backbones.base import mark_embedding
 from locus_lightning.backbones.facts import Facts
-from locus_lightning.backbones.loading import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.errors import ConfigError
@@ -192,11 +192,12 @@ class HFBackbone(Facts):
 
     @contextmanager
     def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
-        """See :meth:`Backbone.sampling`; None merges float32 weights on a CPU. 4-bit weights are never merged."""
+        """See :meth:`Backbone.sampling`; None merges float32 weights on a CPU, where the copies are exact and small. Adapters that are not
+        merged act in the weights' own type, with one product for layers that read the same input."""
         if merge_adapters is None:
-            merge_adapters = self.device.type == "cpu" and self.dtype.itemsize >= 4
-        merge = merge_adapters and self.lora is not None and self.quantize is None
-        with super().sampling(), loading.merged_adapters(self.model) if merge else nullcontext():
+            merge_adapters = self.device.type == "cpu" and self.dtype.itemsize >= 4 and self.quantize is None
+        applied = merged_adapters if merge_adapters else fused_adapters
+        with super().sampling(), applied(self.model, self.dtype) if self.lora is not None else nullcontext():
             yield
 
     # ---- forward passes ------------------------------------------------------------------------------------------

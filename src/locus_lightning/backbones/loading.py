@@ -6,41 +6,18 @@ that happens to match, and is printed.
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from locus_lightning.backbones.adapters import LoRA, add_adapters
 from locus_lightning.backbones.checkpoint import config_of
 from locus_lightning.backbones.shared_prefix import attention
-from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters on the language model's linear layers (peft).
-
-    Args:
-        rank: The width of an adapter.
-        alpha: The scale of an adapter: its product is multiplied by alpha / rank.
-        targets: The names of the linear layers that get adapters, such as ``[q_proj, v_proj]``. Null is all of the language model's,
-            without the head.
-    """
-
-    rank: int = 64
-    alpha: int = 64
-    targets: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
 
 
 def load_processor(source: str, trust_remote_code: bool) -> Any:
@@ -81,7 +58,7 @@ def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - some CPUs' packed layers have no gradient
         _report_quantised(model)
-    return _with_adapters(model, lora) if lora else model
+    return add_adapters(model, lora, _language_linears(model)) if lora else model
 
 
 def language_model(model: Any) -> Any:
@@ -145,46 +122,3 @@ def _report_quantised(model: Any) -> None:
             f"NF4 reached {len(names)} layers, {len(outside)} outside the language model ({outside[:3]}); please report this checkpoint."
         )
     log.info("NF4: %d linear layers of the language model; vision side, embeddings and head stay as loaded.", len(names))
-
-
-def _with_adapters(model: Any, lora: LoRA) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    linears = _language_linears(model)
-    known = sorted({n.rsplit(".", 1)[-1] for n in linears})
-    for target in lora.targets or ():
-        if target not in known:
-            close = difflib.get_close_matches(target, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"backbone.lora.targets names {target!r}, which is no linear layer; the language model has {', '.join(known)}.{hint}"
-            )
-    names = [n for n in linears if lora.targets is None or n.rsplit(".", 1)[-1] in lora.targets]
-    wrapped = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names))
-    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
-    log.info(
-        "LoRA r=%d on %d layers of the language model (%s): %.1f M parameters.", lora.rank, len(names), ", ".join(kinds), trainable / 1e6
-    )
-    return wrapped
-
-
-@contextmanager
-def merged_adapters(model: Any) -> Iterator[None]:
-    """While the context lasts, LoRA layers are replaced by merged Linear layers. They are restored on exit, bit for bit."""
-    from peft.tuners.lora import Linear
-
-    layers = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Linear)]
-    for parent, name, layer in layers:
-        base: Any = layer.get_base_layer()
-        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        with torch.no_grad():
-            delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-            plain.weight = nn.Parameter(base.weight + delta, requires_grad=False)
-        plain.bias = base.bias
-        setattr(parent, name, plain)
-    try:
-        yield
-    finally:
-        for parent, name, layer in layers:
-            setattr(parent, name, layer)

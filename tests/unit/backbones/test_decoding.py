@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.rollout.base import SamplingParams
-from locus_lightning.rollout.hf import HFRollout, sample_token
+from locus_lightning.rollout.decoding import sample_token
+from locus_lightning.rollout.hf import HFRollout
 from tests.conftest import contents, make_sample
 from tests.unit.backbones.rows import SIX, rollouts
 
@@ -45,9 +46,25 @@ def test_merging_for_decoding_leaves_every_weight_as_it_was(make_backbone, famil
         groups = HFRollout(merge_adapters=merge).generate(backbone, backbone.encode(contents(backbone, samples)), 2, SIX)
         logps.append(torch.cat([made.logps_T for group in groups for made in group]))
     assert torch.allclose(*logps, atol=1e-4)
-    quantised = make_backbone("llava", lora=LoRA(rank=2), quantize="nf4")
-    with quantised.sampling(merge_adapters=True):
-        assert any("lora_" in name for name, _ in quantised.named_parameters())
+
+
+def test_adapters_of_4_bit_layers_act_fused_and_merged_as_they_do_in_training(make_backbone, samples):
+    backbone = make_backbone("qwen2_5_vl", lora=LoRA(rank=2, alpha=6), quantize="nf4")
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    prompts, answers = backbone.encode(contents(backbone, samples)), [[backbone.tokenize_answer("[1, 2, 3, 4]")] for _ in samples]
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with torch.no_grad():
+        expected, _ = backbone.logps(prompts, answers)
+        without, _ = backbone.logps(prompts, answers, reference=True)
+        assert not torch.allclose(expected, without, atol=1e-2)
+        for merge in (None, True, False):
+            with backbone.sampling(merge_adapters=merge):
+                assert not any("lora_" in name for name, _ in backbone.named_parameters())
+                logps, _ = backbone.logps(prompts, answers)
+            assert torch.allclose(logps, expected, atol=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 
 def test_sampler_logps_equal_recomputed_ones_at_every_temperature(make_backbone, family, samples):

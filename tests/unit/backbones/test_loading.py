@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from locus_lightning.backbones import checkpoint as checkpoint_files
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.auto import AutoBackbone
 from locus_lightning.backbones.generic import GenericBackbone
-from locus_lightning.backbones.loading import LoRA
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.tasks.cue_search import CuePrompt, CueSearch
 from tests.conftest import FAMILIES, contents, make_sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import why_not
 from locus_lightning.rollout.base import SamplingParams

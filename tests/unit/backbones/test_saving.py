@@ -10,7 +10,7 @@ import torch
 
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones import saved
-from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.open import open_model
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import CheckpointError, ConfigError

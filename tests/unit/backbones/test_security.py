@@ -38,7 +38,7 @@ def test_a_saved_folder_decides_the_settings_of_its_family_alone(saved, caplog):
 
 
 def test_an_adapter_folder_decides_no_more(make_backbone, toy_folder, tmp_path):
-    from locus_lightning.backbones.loading import LoRA
+    from locus_lightning.backbones.adapters import LoRA
 
     backbone = make_backbone("llava", lora=LoRA(rank=2))
     backbone.save_pretrained(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locus_lightning.backbones import loading
-from locus_lightning.backbones.loading import LoRA
+from locus_lightning.backbones.adapters import LoRA
 from tests.conftest import FAMILIES, contents, make_sample
 from tests.unit.backbones.rows import rollouts
 

@@ -360,7 +360,7 @@ def test_gradient_checkpointing_is_on_from_the_first_supervised_step():
 
 
 def test_adapters_on_a_moving_tower_have_no_reference():
-    from locus_lightning.backbones.loading import LoRA
+    from locus_lightning.backbones.adapters import LoRA
 
     model = module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2), train_vision=True), objective=GRPO(kl_coef=0.1))
     with pytest.raises(ConfigError, match="no reference model"):

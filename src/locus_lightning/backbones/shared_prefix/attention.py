@@ -111,14 +111,14 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
 class SharedPrefix:
     """Keys and values of B prompts (B, H, P, D), each shared by up to ``group`` rows; ``slot_R`` is b * group + g of each row.
 
-    ``mask_B11P`` is True where the prompts have tokens; None where none is padded.
+    ``hidden_B11K`` is True where no row may look, over the P places of the prompts and then the rows' own places; B may be 1.
     """
 
     keys: Tensor
     values: Tensor
     group: int
     slot_R: Tensor
-    mask_B11P: Tensor | None = None
+    hidden_B11K: Tensor
 
 
 def attach_prefix(keys: Tensor, prefix: SharedPrefix) -> None:
@@ -134,7 +134,7 @@ def prefix_of(keys: Tensor) -> SharedPrefix | None:
 def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, scale: float) -> Tensor:
     """(R, H, D) of single query positions (R, H, 1, D) whose rows share their prompts' keys: a prompt's are read once for all its rows.
 
-    ``key``, ``value``: the rows' own (R, h, t, D), all of them visible.
+    ``key``, ``value``: the rows' own (R, h, room, D). Scores and sums of 16-bit models are float32, as in a fused attention kernel.
     """
     (rows, heads, _, width), shared = query.shape, key.shape[1]
     each, prompts, length = heads // shared, prefix.keys.shape[0], prefix.keys.shape[2]
@@ -152,13 +152,20 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
         return x if full else x[prefix.slot_R]
 
     query = query.view(rows, shared, each, width) * scale
-    before = together(query) @ prefix.keys.transpose(2, 3)
-    if prefix.mask_B11P is not None:
-        before = before.masked_fill(~prefix.mask_B11P, float("-inf"))
-    scores = torch.cat([before, together(query @ key.transpose(2, 3))], dim=-1)  # (B, h, G * each, P + t)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    out = apart(weights[..., :length] @ prefix.values) + apart(weights[..., length:]) @ value
-    return out.reshape(rows, heads, width)
+    before, own = product_in_float32(together(query), prefix.keys.transpose(2, 3)), product_in_float32(query, key.transpose(2, 3))
+    scores = torch.cat([before, together(own)], dim=-1)  # (B, h, G * each, P + room)
+    weights = scores.masked_fill(prefix.hidden_B11K, float("-inf")).softmax(dim=-1).to(value.dtype)
+    of_prompt, of_own = apart(product_in_float32(weights[..., :length], prefix.values)), apart(weights[..., length:])
+    return (of_prompt + product_in_float32(of_own, value)).to(value.dtype).reshape(rows, heads, width)
+
+
+def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """(..., M, N) of (..., M, K) and (..., K, N), both of four dimensions: 16-bit factors, float32 sums. Other types are multiplied as they are."""
+    if a.dtype.itemsize >= 4:
+        return a @ b
+    if a.device.type != "cuda":
+        return a.float() @ b.float()
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, a.shape[:2])
 
 
 @dataclass(eq=False)

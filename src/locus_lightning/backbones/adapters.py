@@ -1,0 +1,197 @@
+"""LoRA adapters (peft): which layers get one, the type that they compute in, and how they are applied while completions are decoded."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locus_lightning.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that read the same input in most decoders, so that one product with their A matrices serves them all."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on the language model's linear layers (peft).
+
+    Args:
+        rank: The width of an adapter.
+        alpha: The scale of an adapter: its product is multiplied by alpha / rank.
+        targets: The names of the linear layers that get adapters, such as ``[q_proj, v_proj]``. Null is all of the language model's,
+            without the head.
+    """
+
+    rank: int = 64
+    alpha: int = 64
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
+
+
+def add_adapters(model: Any, lora: LoRA, linears: Sequence[str]) -> Any:
+    """The model with adapters on those of ``linears`` (full names) that the settings choose.
+
+    Raises:
+        ConfigError: a target is no linear layer of the language model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    known = sorted({n.rsplit(".", 1)[-1] for n in linears})
+    for target in lora.targets or ():
+        if target not in known:
+            close = difflib.get_close_matches(target, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"backbone.lora.targets names {target!r}, which is no linear layer; the language model has {', '.join(known)}.{hint}"
+            )
+    names = [n for n in linears if lora.targets is None or n.rsplit(".", 1)[-1] in lora.targets]
+    wrapped = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names))
+    _compute_in_type_of_input(wrapped)
+    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
+    log.info(
+        "LoRA r=%d on %d layers of the language model (%s): %.1f M parameters.", lora.rank, len(names), ", ".join(kinds), trainable / 1e6
+    )
+    return wrapped
+
+
+class _InTypeOfInput(nn.Linear):
+    """A linear layer without bias whose weight is multiplied in the type of its input. The weight stays as it is, float32 beside a 16-bit
+    model, and so does its gradient."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+def _compute_in_type_of_input(model: Any) -> None:
+    """Let adapters multiply in the model's own type. peft would cast 16-bit activations to float32 first, whose products take many times as
+    long on a GPU."""
+    for _, _, layer in _adapted(model):
+        layer.cast_input_dtype_enabled = False
+        for matrices in (layer.lora_A, layer.lora_B):
+            for name, matrix in list(matrices.items()):
+                matrices[name] = _InTypeOfInput(matrix.in_features, matrix.out_features, bias=False, device="meta")
+                matrices[name].weight = matrix.weight
+
+
+def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """(parent, name, layer) of every layer with an adapter."""
+    from peft.tuners.lora import Linear, LoraLayer
+
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, LoraLayer) and (isinstance(child, Linear) or hasattr(child.get_base_layer(), "quant_state"))
+    ]
+
+
+def merged_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the copies that :func:`merged_adapters` makes."""
+    return sum(layer.in_features * layer.out_features for _, _, layer in _adapted(model)) * dtype.itemsize
+
+
+@contextmanager
+def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While the context lasts, LoRA layers are replaced by merged Linear layers, quantised ones by copies in ``dtype``. They are restored on
+    exit, bit for bit."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    def merged(layer: Any) -> nn.Module:
+        base: Any = layer.get_base_layer()
+        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        with torch.no_grad():
+            delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            weight = dequantize_module_weight(base) if hasattr(base, "quant_state") else base.weight
+            plain.weight = nn.Parameter((weight + delta).to(weight.dtype if weight.is_floating_point() else dtype), requires_grad=False)
+        plain.bias = base.bias
+        return plain
+
+    with _replaced([(parent, name, merged(layer)) for parent, name, layer in _adapted(model)]):
+        yield
+
+
+class _LowRank:
+    """The products with the A matrices of several layers. They are computed when the first of these layers meets an input, and used by those
+    that are given the same one."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.input: Tensor | None = None
+        self.product: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """(..., ranks of all layers)."""
+        if self.product is None or self.input is not x:
+            self.input, self.product = x, F.linear(x, self.weight)
+        return self.product
+
+
+class _FusedLinear(nn.Module):
+    """A linear layer and its adapter in the layer's own type: the base product, a share of a common A product, the B product, and a sum.
+
+    Every 16-bit rounding of training is repeated: with a fused multiply-add, which rounds once less, log-probabilities in bfloat16 were
+    further from those of training.
+    """
+
+    def __init__(self, base: nn.Module, low: _LowRank, ranks: slice, B: Tensor, scale: float) -> None:
+        super().__init__()
+        exact = math.frexp(scale)[0] == 0.5  # a power of two scales without rounding
+        self.base, self.low, self.ranks = base, low, ranks
+        self.B, self.scale = (B * scale, 1.0) if exact else (B, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.base(x)
+        low = self.low.of(x)[..., self.ranks]
+        product = low @ self.B
+        return out + (product if self.scale == 1 else product * self.scale)
+
+
+@contextmanager
+def fused_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While the context lasts, adapters act through copies in ``dtype``, with one A product for layers that read the same input. They are
+    restored on exit, bit for bit. Adapters of another kind than plain LoRA stay as they are."""
+    plain = [row for row in _adapted(model) if len(row[2].active_adapters) == 1 and not row[2].lora_variant and row[2].lora_A]
+    by_parent: dict[tuple[int, tuple[str, ...]], list[tuple[nn.Module, str, Any]]] = {}
+    for parent, name, layer in plain:
+        together = next((names for names in _SAME_INPUT if name in names), (name,))
+        by_parent.setdefault((id(parent), together), []).append((parent, name, layer))
+    replacements = []
+    with torch.no_grad():
+        for rows in by_parent.values():
+            (adapter,) = rows[0][2].active_adapters
+            low = _LowRank(torch.cat([layer.lora_A[adapter].weight.to(dtype) for _, _, layer in rows]))
+            start = 0
+            for parent, name, layer in rows:
+                B = layer.lora_B[adapter].weight.to(dtype).t()
+                ranks = slice(start, start := start + B.shape[0])
+                replacements.append((parent, name, _FusedLinear(layer.get_base_layer(), low, ranks, B, layer.scaling[adapter])))
+    with _replaced(replacements):
+        yield
+
+
+@contextmanager
+def _replaced(replacements: Sequence[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
+    """While the context lasts, other modules stand in these places."""
+    before = [(parent, name, getattr(parent, name)) for parent, name, _ in replacements]
+    for parent, name, module in replacements:
+        setattr(parent, name, module)
+    try:
+        yield
+    finally:
+        for parent, name, module in before:
+            setattr(parent, name, module)
