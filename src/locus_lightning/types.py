@@ -158,6 +158,21 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A user message as the processor made it, on the CPU: what a loader's worker can do of a :class:`Prompt`.
+
+    Args:
+        text: the message after the chat template.
+        inputs: the processor's tensors for this message alone.
+        content: words and images before the template.
+    """
+
+    text: str
+    inputs: Mapping[str, Tensor]
+    content: Content = ()
+
+
+@dataclass(frozen=True)
 class Generation:
     """What a rollout engine returns for one completion, before anything is read into it.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from locus_lightning.backbones.convention import Convention
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import Content, Prompt, Size
+from locus_lightning.types import Content, Prepared, Prompt, Size
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -80,6 +80,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode(self, contents: Sequence[Content]) -> list[Prompt]:
         """User messages -> prompts on the model's device, vision features included when the tower is frozen."""
+
+    def prepare(self, contents: Sequence[Content]) -> list[Prepared] | None:
+        """The part of :meth:`encode` that needs neither weights nor a GPU, so that a loader's workers can do it; None where there is none."""
+        return None
+
+    def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Prompt]:
+        """The rest of :meth:`encode`.
+
+        Raises:
+            ConfigError: the backbone does not prepare prompts apart.
+        """
+        raise ConfigError(f"{type(self).__name__} does not prepare prompts apart from encoding them.")
 
     @abstractmethod
     def encode_pixels(self, contents: Sequence[Content]) -> list[Prompt]:
@@ -273,16 +285,6 @@ class Backbone(nn.Module, ABC):
             yield
         finally:
             self.train(was_training)
-
-
-def mark_embedding(parameter: nn.Parameter) -> None:
-    """Note that a parameter belongs to an embedding or the head, which some optimisers treat apart (see :func:`is_embedding`)."""
-    parameter._locus_embedding = True  # type: ignore[attr-defined]
-
-
-def is_embedding(parameter: nn.Parameter) -> bool:
-    """Whether :func:`mark_embedding` noted this parameter."""
-    return getattr(parameter, "_locus_embedding", False)
 
 
 def record_arguments(backbone: Backbone, kind: type[Backbone], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.parsing import opened_by
-from locus_lightning.types import Content, Prompt
+from locus_lightning.types import Content, Prepared, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +63,27 @@ class Encoding(Backbone):
 
     def encode(self, contents: Sequence[Content]) -> list[Prompt]:
         """See :meth:`Backbone.encode`. Pixels are prepared here, once, for rollout, reference and policy alike."""
-        return self._with_features(self.encode_pixels(contents))
+        return self.encode_prepared(self.prepare(contents))
+
+    def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Prompt]:
+        """See :meth:`Backbone.encode_prepared`."""
+        if self._vision_moves:
+            return [self._prompt(one) for one in prepared]
+        prompts: list[Prompt] = []
+        for i in range(0, len(prepared), TOWER_PROMPTS):  # pixels come to the device with their part, and are let go with it
+            part = [self._prompt(one) for one in prepared[i : i + TOWER_PROMPTS]]
+            with torch.no_grad():
+                prompts += [self._without_pixels(p, f) for p, f in zip(part, self.vision_features(part), strict=True)]
+        return prompts
 
     def encode_pixels(self, contents: Sequence[Content]) -> list[Prompt]:
         """See :meth:`Backbone.encode_pixels`."""
-        prompts = self.tensors([self.prompt_text(content) for content in contents], [_pictures(content) for content in contents])
-        return [replace(prompt, content=tuple(content)) for prompt, content in zip(prompts, contents, strict=True)]
+        return [self._prompt(one) for one in self.prepare(contents)]
 
-    def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
-        if self._vision_moves:
-            return prompts
-        with torch.no_grad():
-            parts = [prompts[i : i + TOWER_PROMPTS] for i in range(0, len(prompts), TOWER_PROMPTS)]
-            return [self._without_pixels(p, f) for part in parts for p, f in zip(part, self.vision_features(part), strict=True)]
+    def prepare(self, contents: Sequence[Content]) -> list[Prepared]:
+        """See :meth:`Backbone.prepare`."""
+        prepared = self._prepare([self.prompt_text(content) for content in contents], [_pictures(content) for content in contents])
+        return [replace(one, content=tuple(content)) for one, content in zip(prepared, contents, strict=True)]
 
     @staticmethod
     def _without_pixels(prompt: Prompt, features: tuple[Tensor, ...]) -> Prompt:
@@ -96,7 +104,7 @@ class Encoding(Backbone):
             images.append(_pictures(first))
             ids = self.processor.tokenizer(continuations, add_special_tokens=False).input_ids
             rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
-        return self._with_features(self.tensors(texts, images)), rests
+        return self.encode_prepared(self._prepare(texts, images)), rests
 
     def prompt_text(self, content: Content, answer: str | None = None) -> str:
         """A user message through the model's own chat template, each image's placeholder where the image stands.
@@ -120,17 +128,17 @@ class Encoding(Backbone):
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False))
 
-    def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Prompt]:
-        """Prompts from templated texts and their images, on the model's device."""
+    def _prepare(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Prepared]:
+        """Templated texts and their images through the processor, on the CPU."""
         ready = [[self.prepare_image(image) for image in some] for some in images]
         if not self.fixed_size or len({len(some) for some in ready}) != 1:
-            return [self._prompt(text, self._process([text], some)) for text, some in zip(texts, ready, strict=True)]
+            return [Prepared(text, self._process([text], some)) for text, some in zip(texts, ready, strict=True)]
         out = self._process(texts, [image for some in ready for image in some])
         counts = [len(some) for some in ready]
         parts = {key: out[key].split(counts) for key in out if key not in _OF_TOKENS}
         rows = zip(out["input_ids"], out["attention_mask"], strict=True)
         return [
-            self._prompt(text, {"input_ids": ids[mask.bool()][None]} | {key: part[b] for key, part in parts.items()})
+            Prepared(text, {"input_ids": ids[mask.bool()][None]} | {key: part[b] for key, part in parts.items()})
             for b, (text, (ids, mask)) in enumerate(zip(texts, rows, strict=True))
         ]
 
@@ -138,9 +146,11 @@ class Encoding(Backbone):
         # A template that writes the begin-of-sequence token itself must not get another from the tokenizer.
         bos = self.processor.tokenizer.bos_token
         more = {"add_special_tokens": False} if bos and all(text.startswith(bos) for text in texts) else {}
-        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt", **more).to(self.device))
+        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt", **more))
 
-    def _prompt(self, text: str, inputs: dict[str, Tensor]) -> Prompt:
+    def _prompt(self, prepared: Prepared) -> Prompt:
+        """A prepared message on the model's device."""
+        inputs = {key: value.to(self.device) for key, value in prepared.inputs.items()}
         ids_P = inputs["input_ids"][0]
         room = self.context()
         if room is not None and len(ids_P) >= room:
@@ -150,7 +160,8 @@ class Encoding(Backbone):
             )
         positions_P = self.positions(ids_P, inputs)
         vision = {key: value for key, value in inputs.items() if key not in _OF_TOKENS}
-        return Prompt(text, ids_P, positions_P, int(positions_P.max()) + 1, vision, opened=opened_by(text))
+        next_position = int(positions_P.max()) + 1
+        return Prompt(prepared.text, ids_P, positions_P, next_position, vision, content=prepared.content, opened=opened_by(prepared.text))
 
     def context(self) -> int | None:
         """See :meth:`Backbone.context`."""

@@ -116,11 +116,11 @@ class GenericBackbone(HFBackbone):
         """The difference of the next token's log-probabilities after a prompt with two images of noise, the model's own pass against ours."""
         pixels = np.random.default_rng(0).integers(0, 255, (2, 96, 64, 3), dtype=np.uint8)
         content = ("1: ", Image.fromarray(pixels[0]), " 2: ", Image.fromarray(pixels[1].swapaxes(0, 1).copy()), " Where?")
-        text, images = self.prompt_text(content), [part for part in content if not isinstance(part, str)]
-        inputs = self._process([text], images)
+        (prepared,) = self.prepare([content])
+        inputs = {key: value.to(self.device) for key, value in prepared.inputs.items()}
         vision = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         theirs = self.hf(**vision, use_cache=False).logits[0, -1].double().log_softmax(-1)
-        hidden_D = self.last_hidden(self._prompt(text, inputs))
+        hidden_D = self.last_hidden(self.encode_pixels([content])[0])
         ours = self.hf.get_output_embeddings()(hidden_D).double().log_softmax(-1)
         return float((theirs - ours).abs().max())
 

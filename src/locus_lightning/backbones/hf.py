@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from locus_lightning.backbones import base_files, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
-from locus_lightning.backbones.base import mark_embedding
+from locus_lightning.backbones.embeddings import mark_embedding
 from locus_lightning.backbones.facts import Facts
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
@@ -248,8 +248,9 @@ class HFBackbone(Facts):
     def next_token_logits(self, hidden_ND: Tensor, temperature: float = 1.0, *, reference: bool = False) -> Tensor:
         """See :meth:`Backbone.next_token_logits`."""
         logits = self._model(reference).get_output_embeddings()(hidden_ND)
-        logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-        return logits.index_fill(-1, self._banned(logits.device), float("-inf"))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if temperature == 1 else logits / temperature
+        return logits.index_fill_(-1, self._banned(logits.device), float("-inf"))  # in place: logits are what takes most memory
 
     def prompt_length(self, content: Content) -> int:
         """See :meth:`Backbone.prompt_length`."""
@@ -290,10 +291,10 @@ class HFBackbone(Facts):
 
     def _token_logps(self, hidden_ND: Tensor, target_N: Tensor, temperature: float, reference: bool) -> tuple[Tensor, Tensor]:
         def compute(hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
-            logits_NV = self.next_token_logits(hidden_ND, temperature, reference=reference)
-            logps_NV = F.log_softmax(logits_NV, dim=-1)
+            logps_NV = F.log_softmax(self.next_token_logits(hidden_ND, temperature, reference=reference), dim=-1)
             with torch.no_grad():
-                entropy_N = -(logps_NV.exp() * logps_NV.nan_to_num(neginf=0.0)).sum(-1)
+                probabilities_NV = logps_NV.exp()
+                entropy_N = torch.special.entr(probabilities_NV, out=probabilities_NV).sum(-1)
             return logps_NV.gather(-1, target_N[:, None])[:, 0], entropy_N
 
         if not torch.is_grad_enabled():

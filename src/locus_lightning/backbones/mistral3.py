@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +42,17 @@ class Mistral3Backbone(HFBackbone):
         """Thousandths of the image."""
         return BoxFrame.thousandths(size)
 
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """The image itself; one that would be a single token is enlarged, because the model's own code fails on it where it stands alone."""
+        side = self._token_side()
+        if max(image.size) > side:
+            return image
+        scale = 2 * side / max(image.size)
+        return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+    def _token_side(self) -> int:
+        return int(self.hf.config.vision_config.patch_size * self.hf.config.spatial_merge_size)
+
     def merge_vision(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Images have different sizes: pad them to the largest; the model cuts the padding off again."""
         pixels = [p.vision["pixel_values"] for p in prompts]
@@ -50,6 +62,5 @@ class Mistral3Backbone(HFBackbone):
 
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over the image."""
-        side = self.hf.config.vision_config.patch_size * self.hf.config.spatial_merge_size
-        rows, columns = (int(pixels) // side for pixels in prompt.vision["image_sizes"][0])
+        rows, columns = (int(pixels) // self._token_side() for pixels in prompt.vision["image_sizes"][0])
         return raster(rows, columns, image_box(size))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from locus_lightning.data.prepare import PreparingCollate, workers_are_forked
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
 from locus_lightning.data.source import SPLITS, CueBatch, CueDataset, CueKey, CueSource, Position, Split
 from locus_lightning.errors import ConfigError
@@ -32,7 +33,7 @@ class CueDataModule(L.LightningDataModule):
         source: Where samples come from.
         batch_size: The number of prompts of a rollout batch on each process; null is as many as one optimiser step takes.
         val_batch_size: The number of prompts that are decoded together in validation.
-        num_workers: The number of loader processes. The samples are the same for any number.
+        num_workers: The number of loader processes, which also prepare the pictures for the model. The samples are the same for any number.
         seed: The seed of the order and of everything random in the samples.
         val_source: Where validation samples come from; null is the ``val`` split of ``source``.
     """
@@ -112,11 +113,16 @@ class CueDataModule(L.LightningDataModule):
 
     def _loader(self, split: Split, sampler: ResumableSampler) -> DataLoader[Any]:
         module = self.trainer.lightning_module if self.trainer else None
+        prepare = module.prepare_in_workers(split) if hasattr(module, "prepare_in_workers") else None  # type: ignore[operator,union-attr]
+        collate: Any = CueBatch
+        if prepare is not None and self.num_workers > 0 and workers_are_forked():
+            collate = PreparingCollate(prepare)
         return DataLoader(
             self.task_dataset(split, getattr(module, "task", None)),
             batch_sampler=sampler,
-            collate_fn=CueBatch,
+            collate_fn=collate,
             num_workers=self.num_workers,
+            prefetch_factor=None if collate is CueBatch else 1,  # a prepared batch of 64 photos is about a gigabyte
             generator=torch.Generator(),  # not the global one: iterating must not disturb rollouts
         )
 

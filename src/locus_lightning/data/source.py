@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch.utils.data import Dataset
 
-from locus_lightning.types import Sample
+from locus_lightning.types import Prepared, Sample
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -40,9 +40,13 @@ class CueBatch:
     Args:
         samples: of the step; none while the last rollout is still being used.
         position: which micro-step this is for; None outside training.
+
+    Attributes:
+        prepared: the samples' prompts as far as a loader's worker can make them; None where the main process does it all.
     """
 
     position: Position | None = None
+    prepared: Sequence[Prepared] | None = None
 
     def __init__(self, samples: Iterable[Sample | tuple[Sample, ...]], position: Position | None = None) -> None:
         self.position = position

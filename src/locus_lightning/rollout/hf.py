@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 32
 """Prompts that are decoded together on a CPU, and at most elsewhere where nothing is known of their keys."""
-_SHARE = 0.7
+SHARE = 0.7
 """Of the GPU's free memory, what decoding may plan with."""
 
 
@@ -90,4 +90,4 @@ class HFRollout(RolloutEngine):
         reserved = torch.cuda.memory_reserved(device)
         of_ours = torch.cuda.get_per_process_memory_fraction(device) * total - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
-        return max(1, int(_SHARE * (min(free, of_ours) + unused) / each))
+        return max(1, int(SHARE * (min(free, of_ours) + unused) / each))

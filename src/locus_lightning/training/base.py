@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -12,14 +12,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.source import CueBatch
+from locus_lightning.data.source import CueBatch, Split
 from locus_lightning.errors import ConfigError, LocusError
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.training.resume import ResumableModule
-from locus_lightning.types import Completion, Content, Generation, Prompt, Question
+from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt, Question
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +83,18 @@ class TaskModule(ResumableModule):
         """The user messages of samples."""
         return [self.task_of(sample).messages(sample, self.backbone.frame(sample.image.size)) for sample in samples]
 
-    def encode(self, samples: Sequence[Any]) -> list[Prompt]:
-        """The prompts of samples."""
-        return self.backbone.encode(self.contents(samples))
+    def encode(self, samples: Sequence[Any] | CueBatch) -> list[Prompt]:
+        """The prompts of samples, from what the loader's workers have prepared where they have."""
+        prepared = samples.prepared if isinstance(samples, CueBatch) else None
+        return self.backbone.encode(self.contents(list(samples))) if prepared is None else self.backbone.encode_prepared(prepared)
+
+    def prepare(self, samples: Sequence[Any]) -> Sequence[Prepared] | None:
+        """What of :meth:`encode` needs no weights; a loader's workers call it."""
+        return self.backbone.prepare(self.contents(samples))
+
+    def prepare_in_workers(self, split: Split) -> Callable[[Sequence[Any]], Sequence[Prepared] | None] | None:
+        """How a loader's workers prepare the prompts of a split; None where they do not."""
+        return self.prepare
 
     def complete(self, generation: Generation, sample: Any, prompt: Prompt) -> Completion:
         """A generation as a parsed, scored completion."""
@@ -177,7 +186,7 @@ class TaskModule(ResumableModule):
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def answer(self, samples: Sequence[Any], sampling: SamplingParams | None = None) -> list[Completion]:
+    def answer(self, samples: Sequence[Any] | CueBatch, sampling: SamplingParams | None = None) -> list[Completion]:
         """One completion a sample, parsed and scored."""
         prompts = self.encode(samples)
         generations = self.generate(prompts, sampling)
@@ -198,8 +207,7 @@ class TaskModule(ResumableModule):
         """Answer held-out samples and count; nothing once the run is to stop."""
         if self.stopping:
             return
-        samples = list(batch)
-        self.metrics.update(self.answer(samples), samples)
+        self.metrics.update(self.answer(batch), list(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures; those of the check before training are kept as ``before``. A validation that was cut short has none."""
@@ -228,7 +236,7 @@ class TaskModule(ResumableModule):
 
     def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record a sample, as its task writes it."""
-        return [self.task_of(s).record(c, s) for c, s in zip(self.answer(list(batch)), batch, strict=True)]
+        return [self.task_of(s).record(c, s) for c, s in zip(self.answer(batch), batch, strict=True)]
 
     def on_fit_end(self) -> None:
         """Let the engine release what it holds."""

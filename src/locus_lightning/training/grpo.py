@@ -120,6 +120,7 @@ class LocusModule(TaskModule):
         self._scorer = Scorer(self.rewards, max_failed_groups, reward_timeout)
         self.buffer: deque[MicroBatch] = deque()
         self.groups: list[RolloutGroup] = []
+        self._names: list[str] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._to_the_limit = False
         self._rollout_figures: dict[str, float] = {}
@@ -131,12 +132,14 @@ class LocusModule(TaskModule):
     # ---- the algorithm ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def collect(self, samples: Sequence[Any]) -> list[MicroBatch]:
+    def collect(self, batch: Sequence[Any] | CueBatch) -> list[MicroBatch]:
         """A rollout batch: generate, score, compare within groups, and plan its use. No gradient."""
+        samples, self.groups = list(batch), []  # the groups before hold the features of their images
+        self._names = [str(sample.id) for sample in samples]
         self.tell_callbacks("on_rollout_start", samples)
         with self._timed("rollout"):
             self.rollout.sync(self.backbone)
-            prompts = self.encode(samples)
+            prompts = self.encode(batch)
             with self.together():
                 groups = self.generate_groups(samples, prompts)
         with self._timed("score"):
@@ -149,7 +152,7 @@ class LocusModule(TaskModule):
             moves = plan.updates(len(prompts)) > 1 or not self.rollout.exact
             old_logps_BGT = self._logps(prompts, completions) if moves else None
             ref_logps_BGT = self._logps(prompts, completions, reference=True) if self.objective.kl_coef > 0 else None
-        batch = RolloutBatch(
+        rollout_batch = RolloutBatch(
             prompts, completions, advantages_BG, mask_BGT, sampled_logps(groups).to(self.device), old_logps_BGT, ref_logps_BGT
         )
         self.groups = groups
@@ -157,12 +160,13 @@ class LocusModule(TaskModule):
         if self.trainer.is_global_zero:
             self._scorer.note_batch(groups, self._rollout_figures["reward/frac_reward_zero_std"] >= 1.0, self.global_step)
         self.tell_callbacks("on_rollout_end", groups)
-        return batch.cut(order, self._totals(mask_BGT, order), plan.accumulate, self.objective.reduction, self.sampling.max_new_tokens)
+        totals = self._totals(mask_BGT, order)
+        return rollout_batch.cut(order, totals, plan.accumulate, self.objective.reduction, self.sampling.max_new_tokens)
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """One micro-batch; a rollout batch is collected first whenever the last one is used up."""
         if batch:
-            self.buffer = deque(self.collect(list(batch)))
+            self.buffer = deque(self.collect(batch))
         micro = self.buffer.popleft()
         logps_BGT, entropy_BGT = self.backbone.logps(micro.prompts, micro.completions, temperature=self.sampling.temperature)
         old_logps_BGT = logps_BGT.detach() if micro.old_logps_BGT is None else micro.old_logps_BGT
@@ -193,17 +197,13 @@ class LocusModule(TaskModule):
         groups = []
         for sample, prompt, generations in zip(samples, prompts, generated, strict=True):
             completions = tuple(self.complete(generation, sample, prompt) for generation in generations)
-            groups.append(self.score(RolloutGroup(sample, prompt, completions)))
+            groups.append(self._scorer.score(RolloutGroup(sample, prompt, completions)))
         return groups
 
     def run_to_the_limit(self) -> None:
         """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the
         policy could not end its answers."""
         self._to_the_limit = True
-
-    def score(self, group: RolloutGroup) -> RolloutGroup:
-        """Every reward's scores, and their weighted sum; see :class:`~locus_lightning.training.scoring.Scorer`."""
-        return self._scorer.score(group)
 
     def _logps(self, prompts: Sequence[Prompt], completions: list[list[Tensor]], *, reference: bool = False) -> Tensor:
         """Log-probabilities of the whole rollout batch, micro-batch by micro-batch, padded to one width."""
@@ -285,7 +285,7 @@ class LocusModule(TaskModule):
 
     def step_samples(self) -> list[str]:
         """Names of the samples of the rollout batch at hand."""
-        return [str(group.sample.id) for group in self.groups]
+        return self._names
 
     def note_rank_state(self) -> Callable[[], dict[str, Any]]:
         """The generators, the rollout batch half used, and its figures."""

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.encoding import TOWER_PROMPTS
 from locus_lightning.backbones.hf import CHUNK
 from locus_lightning.data.source import CueKey, evenly_spaced
+from locus_lightning.rollout.hf import AT_ONCE, SHARE
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.types import Prompt, Question
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: a code, a byte of scale for 64 weights, 4 bytes of its own scale for 256 such."""
+_LOGITS, _LOGITS_WITH_GRADIENT = 2, 3
+"""Copies of the logits, (positions, vocabulary) in float32, at the peak of log-probabilities and of their backward pass; measured."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Load:
         completion: tokens of a completion, at most.
         group: completions a prompt.
         micro_batch: prompts of an update pass.
-        decoded: prompts decoded together.
+        decoded: prompts decoded together; 0: as many as the card holds, as ``HFRollout`` counts them.
+        card: bytes of the card; needed where ``decoded`` is 0.
+        batch: prompts of a rollout batch, whose features are kept until their update.
         weight_bytes: of a weight that is not quantised.
         nf4: 4-bit linears.
         rank: of LoRA on all linears; 0: all weights of the language model train.
@@ -87,6 +93,8 @@ class Load:
     optimizer_bytes: int = 8
     patches: int = 0
     pixels: int = 3 * 14 * 14
+    batch: int = 1
+    card: float = 0.0
 
 
 def sizes(model: Any) -> Sizes:
@@ -129,40 +137,58 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
     parts["reference"] = float((linear + model.other) * b if load.reference and not load.rank else 0)
     parts["gradients"] = float(count * (4 if load.rank else b))
     parts["optimiser"] = float(count * load.optimizer_bytes)
-    parts["cache"] = float(_cache(model, load))
-    rows = load.decoded * load.group
-    together = min(TOWER_PROMPTS, load.decoded) * load.patches
+    parts["features"] = float(load.batch * load.prompt * model.hidden * b)  # nearly all of a prompt is images
     one_layer = 6 * model.vision_hidden + 2 * model.vision_intermediate
-    parts["tower"] = float(together * (one_layer * b + load.pixels * (4 + b)))  # pixels as they come, and in the weights' type
-    parts["sampling"] = rows * model.vocabulary * 4.0 * 3
-    parts["activations"] = float(_activations(model, load))
+    together = min(TOWER_PROMPTS, load.batch) * load.patches
+    waiting = load.batch * load.patches * load.pixels * 4.0 if load.vision_trains else 0.0  # pixels that are read again in the update
+    parts["tower"] = waiting + together * (one_layer * b + load.pixels * (4 + b))  # pixels as they come, and in the weights' type
     tokens = load.micro_batch * load.group * load.completion
-    parts["logits"] = min(CHUNK, tokens) * model.vocabulary * 4.0 * 4
-    resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser"))
-    parts["rollout"] = resident + max(parts["tower"], parts["cache"] + parts["sampling"])
+    parts["activations"] = float(_activations(model, load))
+    row = min(CHUNK, tokens) * model.vocabulary * 4.0
+    parts["logits"] = _LOGITS_WITH_GRADIENT * row
+    parts["scoring"] = _LOGITS * row + float(_one_layer(model, load))
+    resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser", "features"))
     parts["update"] = resident + parts["gradients"] + parts["activations"] + parts["logits"]
+    decoded = load.decoded or _that_fit(model, load, SHARE * (load.card - resident))
+    parts["decoded"] = float(decoded)
+    parts["cache"], parts["sampling"] = decoded * _cache(model, load), decoded * load.group * model.vocabulary * 4.0 * 3
+    parts["rollout"] = resident + max(parts["tower"], parts["cache"] + parts["sampling"], parts["scoring"])
     parts["peak"] = max(parts["rollout"], parts["update"])
     return parts
 
 
+def _that_fit(model: Sizes, load: Load, room: float) -> int:
+    """Prompts of the rollout batch that can be decoded together in so many bytes, at least one."""
+    each = _cache(model, load) + load.group * model.vocabulary * 4.0 * 3
+    return max(1, min(load.batch, int(room / each)))
+
+
 def _cache(model: Sizes, load: Load) -> int:
-    """Keys and values: prompts once where they are shared, and every completion's own."""
+    """Keys and values of a prompt, once where it is shared, and of its completions."""
     position = 2 * model.layers * model.kv_heads * model.head_dim * load.weight_bytes
-    prompts = load.decoded * load.prompt * (1 if load.packed else load.group)
-    return position * (prompts + load.decoded * load.group * load.completion)
+    return position * (load.prompt * (1 if load.packed else load.group) + load.group * load.completion)
 
 
 def _activations(model: Sizes, load: Load) -> float:
     """Kept for the backward pass: every layer's input, and what is inside one layer (recomputed) or all of them (not)."""
+    inputs = _positions(load) * load.weight_bytes * model.hidden * model.layers
+    return inputs + _one_layer(model, load) * (1 if load.checkpointing else model.layers)
+
+
+def _positions(load: Load) -> int:
+    """Positions of an update pass."""
     rows = load.prompt + load.group * load.completion if load.packed else load.group * (load.prompt + load.completion)
-    positions, b = load.micro_batch * rows, load.weight_bytes
+    return load.micro_batch * rows
+
+
+def _one_layer(model: Sizes, load: Load) -> float:
+    """What is inside a decoder layer at an update pass."""
+    b = load.weight_bytes
     attention = (model.heads + 2 * model.kv_heads) * model.head_dim * 2 + model.heads * model.head_dim  # projected, rotated, read
     norms = 2 * model.hidden * (1 + 4 / b)  # a norm keeps its input in float32 too
     adapters = 7 * load.rank
     # the last factor: copies in other layouts that the count leaves out (benchmarks/memory_model.py)
-    inside = positions * b * (attention + norms + 2 * model.hidden + 4 * model.intermediate + adapters) * 1.22
-    inputs = positions * b * model.hidden * model.layers
-    return inputs + inside * (1 if load.checkpointing else model.layers)
+    return _positions(load) * b * (attention + norms + 2 * model.hidden + 4 * model.intermediate + adapters) * 1.22
 
 
 # ---- of a training module ------------------------------------------------------------------------------------------------
@@ -199,12 +225,16 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
     side = patch if isinstance(patch, int) else patch[0]
     pixels = 3 * getattr(tower, "temporal_patch_size", 1) * side**2
     batch = module.trainer.datamodule.batch_size or 32  # type: ignore[attr-defined]
+    card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
+    at_once = getattr(module.rollout, "prompts_at_once", AT_ONCE)
     return Load(
         prompt=len(prompt.ids_P),
         completion=module.sampling.max_new_tokens if isinstance(module, LocusModule) else module.validation.max_new_tokens,
         group=module.group_size if isinstance(module, LocusModule) else 1,
         micro_batch=module.micro_batch_size if isinstance(module, LocusModule) else batch,
-        decoded=min(batch, getattr(module.rollout, "prompts_at_once", 32)),
+        decoded=0 if at_once == "auto" and card else min(batch, AT_ONCE if at_once == "auto" else at_once),
+        card=card,
+        batch=batch,
         weight_bytes=backbone.dtype.itemsize,
         nf4=bool(backbone.quantize),
         rank=backbone.adapter_rank,

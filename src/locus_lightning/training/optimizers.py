@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from locus_lightning.backbones.base import is_embedding
+from locus_lightning.backbones.embeddings import is_embedding
 from locus_lightning.errors import ConfigError
 
 

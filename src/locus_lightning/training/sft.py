@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.data.source import CueBatch
+from locus_lightning.data.source import CueBatch, Split
 from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
 from locus_lightning.ranks import from_all
@@ -109,6 +109,9 @@ class SupervisedModule(TaskModule):
 
     def _target(self, sample: Any) -> str:
         return self.task_of(sample).target_text(sample, self.backbone.frame(sample.image.size))
+
+    def prepare_in_workers(self, split: Split) -> None:
+        """None: right answers and prompts that share an image are put together in the training step."""
 
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Samples of the task are counted as in reinforcement; plain questions by their kind, see :class:`QuestionAnswering`."""

@@ -23,7 +23,7 @@ def backbone(request):
 
 def seen(backbone, image):
     """The whole image as (grey) pixels that the model gets: from the tower's input, tiles left out."""
-    prompt = backbone.tensors([backbone.prompt_text((image, "?"))], [[image]])[0]
+    prompt = backbone.encode_pixels([(image, "?")])[0]
     pixels = prompt.vision["pixel_values"].float()
     if "image_grid_thw" in prompt.vision:  # patches, those of a merged token together
         images = backbone.processor.image_processor

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from locus_lightning.backbones.base import mark_embedding
+from locus_lightning.backbones.embeddings import mark_embedding
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.optimizers import MuonAdamW
 
