@@ -21,7 +21,7 @@ from locus_lightning.backbones import loading
 from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.llava import LlavaBackbone
 from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
-from locus_lightning.callbacks.preflight import allocated_peak
+from locus_lightning.callbacks.gauge import allocated_peak
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.training import memory
 from locus_lightning.types import Cue, CueSample, CueWindow

@@ -113,6 +113,10 @@ def test_preflight_tells_prompts_memory_and_time(locus, tmp_path, config):
     assert abs(memory["weights"]["computed"] / memory["weights"]["measured"] - 1) < 0.15
     assert memory["peak"]["measured"] > memory["weights"]["measured"]
     assert report["seconds_a_step"] > 0
+    assert report["seconds_a_validation"] > 0
+    assert report["validations"] >= 1
+    assert f"with {report['validations']} validations" in out
+    assert ("decoded together" in out) is ("prompts_at_once" in report) is ("supervised" not in config)
     assert "fits the card" in out
     assert not (tmp_path / "runs").exists(), "nothing else is written"
     assert ("adapters on" in out) is ("lora" in config)

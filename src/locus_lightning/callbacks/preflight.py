@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,67 +14,37 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
-from locus_lightning.data.source import evenly_spaced
+from locus_lightning.callbacks.gauge import Gauge, bytes_of, quantisation_bytes
+from locus_lightning.data.source import CueBatch, evenly_spaced
 from locus_lightning.errors import ConfigError
+from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.parsing import without_opened
 from locus_lightning.tasks.pictures import contact_sheet
 from locus_lightning.training import memory
 from locus_lightning.training.base import TaskModule, TrainingCallback
 from locus_lightning.training.grpo import LocusModule
-from locus_lightning.types import Prompt, RolloutGroup
+from locus_lightning.types import Prompt, Question, RolloutGroup
 
 _PROBED = 32
 """Training samples among which the longest prompts are looked for."""
 
 
-class Gauge:
-    """Bytes that torch's allocator has out at the peak, above those at the start: on a GPU as CUDA counts them, else by the profiler."""
-
-    def __init__(self) -> None:
-        self._cuda = torch.cuda.is_available()
-        if self._cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-            self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self._profiler.start()
-
-    def stop(self) -> int:
-        """The peak since the start."""
-        if self._cuda:
-            torch.cuda.synchronize()
-            return int(torch.cuda.max_memory_allocated()) - self._before
-        self._profiler.stop()
-        held = peak = 0
-        for event in self._profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                held += event.nbytes()  # type: ignore[union-attr]
-                peak = max(peak, held)
-        return peak
-
-
-def allocated_peak(work: Callable[[], object]) -> int:
-    """Bytes that the allocator had out at the peak of ``work``, less those before it."""
-    gauge = Gauge()
-    work()
-    return gauge.stop()
-
-
 class PreflightCallback(TrainingCallback):
-    """Observes while ``fit`` takes one step.
+    """Observes while ``fit`` takes two rollout batches: the first sets libraries up and is not measured, the second is like all others.
 
     Args:
         samples: how many to show.
         card: GiB to compare with; None: this GPU's.
         folder: for ``samples.png`` and ``report.json``.
+
+    Attributes:
+        max_steps: optimiser steps of the run that is being looked at.
+        limit_val_batches: its bound on validation.
     """
 
     def __init__(self, samples: int, card: float | None, folder: Path) -> None:
-        self.samples, self.folder, self.max_steps = samples, folder, -1
+        self.samples, self.folder, self.max_steps, self.limit_val_batches = samples, folder, -1, 1.0
         self.card = card or (torch.cuda.get_device_properties(0).total_memory / memory.GIB if torch.cuda.is_available() else None)
         self.module: TaskModule
         self.prompt: Prompt
@@ -83,6 +53,7 @@ class PreflightCallback(TrainingCallback):
         self._console = Console()
         self._measured: dict[str, int] = {}
         self._gauge: Gauge | None = None
+        self._updates = 1  # optimiser steps of a rollout batch
 
     # ---- before the step ------------------------------------------------------------------------------------------
 
@@ -103,6 +74,8 @@ class PreflightCallback(TrainingCallback):
         data.restrict([i for _, i, _ in probed[: max(1, len(probed) // 4)]])
         if isinstance(pl_module, LocusModule):
             pl_module.run_to_the_limit()
+            self._updates = pl_module.plan().updates(data.batch_size or 32)
+        trainer.fit_loop.epoch_loop.max_steps = 2 * self._updates
 
     def _report_model(self) -> None:
         backbone = self.module.backbone
@@ -152,30 +125,33 @@ class PreflightCallback(TrainingCallback):
 
     def on_rollout_start(self, trainer: L.Trainer, pl_module: L.LightningModule, samples: Sequence[Any]) -> None:
         """Measure the rollout."""
-        self._gauge = Gauge()
+        self._gauge = Gauge() if self._warm(trainer) else None
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, groups: Sequence[Any]) -> None:
         """The rollout is over; measure the update."""
         if self._gauge is not None:
-            self._measured["rollout"] = self._gauge.stop()
-        self._gauge = Gauge()
+            self._measured["rollout"], self._gauge = self._gauge.stop(), Gauge()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
-        if batch_idx == 0:
+        """Start the clock, with the second rollout batch."""
+        if self._warm(trainer) and not hasattr(self, "_started"):
             self._started = perf_counter()
             if not isinstance(pl_module, LocusModule):
                 self._gauge = Gauge()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop it when the optimiser has stepped."""
-        if trainer.global_step and self._gauge is not None:
+        """Stop it when the optimiser has taken the steps of that rollout batch."""
+        if trainer.global_step == 2 * self._updates and self._gauge is not None:
             self._measured["update"], self._gauge = self._gauge.stop(), None
-            self.seconds = perf_counter() - self._started
+            spent = perf_counter() - self._started
             known = {name: value for name, value in getattr(pl_module, "seconds", {}).items() if name != "update"}
-            self.phases = {**known, "update": self.seconds - sum(known.values())}
+            self.phases = {**known, "update": spent - sum(known.values())}
+            self.seconds = spent / self._updates
             states = [v for optimizer in trainer.optimizers for state in optimizer.state.values() for v in state.values()]
             self._measured["optimiser"] = sum(v.numel() * v.element_size() for v in states if isinstance(v, torch.Tensor))
+
+    def _warm(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step >= self._updates
 
     def verdict(self) -> None:
         """Memory by component against the card, seconds a step, time for the run."""
@@ -184,12 +160,13 @@ class PreflightCallback(TrainingCallback):
         guess = defaultdict(float, computed or {})
         reference_only = {n for n, _ in backbone.named_parameters() if n.startswith("reference.")}
         own = {n: p for n, p in backbone.named_parameters() if n not in reference_only}
-        weights = _bytes(p for n, p in own.items() if "lora_" not in n) + _quantisation(backbone)
-        adapters = _bytes(p for n, p in own.items() if "lora_" in n)
-        reference = _bytes(p for n, p in backbone.named_parameters() if n in reference_only)
+        weights = bytes_of(p for n, p in own.items() if "lora_" not in n) + quantisation_bytes(backbone)
+        adapters = bytes_of(p for n, p in own.items() if "lora_" in n)
+        reference = bytes_of(p for n, p in backbone.named_parameters() if n in reference_only)
         optimiser = self._measured["optimiser"]
         update = max(0, self._measured["update"] - optimiser)
         resident = weights + adapters + reference + optimiser
+        rollout = guess["features"] + max(guess["tower"], guess["cache"] + guess["sampling"], guess["scoring"])
         rows: list[tuple[str, float, float | None]] = [
             ("weights", guess["weights"], weights),
             ("adapters", guess["adapters"], adapters),
@@ -198,7 +175,9 @@ class PreflightCallback(TrainingCallback):
             ("rollout: vision tower", guess["tower"], None),
             ("rollout: cache", guess["cache"], None),
             ("rollout: sampling", guess["sampling"], None),
-            ("rollout, the larger", max(guess["tower"], guess["cache"] + guess["sampling"]), self._measured.get("rollout")),
+            ("rollout: log-probabilities", guess["scoring"], None),
+            ("rollout: features kept", guess["features"], None),
+            ("rollout, the largest", rollout, self._measured.get("rollout")),
             ("update: gradients", guess["gradients"], None),
             ("update: activations", guess["activations"], None),
             ("update: logits", guess["logits"], None),
@@ -210,13 +189,14 @@ class PreflightCallback(TrainingCallback):
         for title in ("component", "computed", "measured"):
             table.add_column(title, justify="left" if title == "component" else "right")
         for name, stated, measured in rows:
-            style = "bold" if name in ("peak", "rollout, the larger", "update together") else None
+            style = "bold" if name in ("peak", "rollout, the largest", "update together") else None
             table.add_row(
                 name, f"{stated / scale:.2f}" if computed else "", "" if measured is None else f"{measured / scale:.2f}", style=style
             )
         if self.card:
             table.add_row("card", f"{self.card * memory.GIB / scale:.1f}", "", style="bold")
         self._console.print(table)
+        self._tell_at_once()
         self.report["memory_bytes"] = {name: {"computed": round(stated), "measured": measured} for name, stated, measured in rows}
         self._tell_time()
         peak = rows[-1][2] or 0.0
@@ -231,32 +211,49 @@ class PreflightCallback(TrainingCallback):
         (self.folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
         self._console.print(f"report: {self.folder / 'report.json'}")
 
+    def _tell_at_once(self) -> None:
+        """How many prompts are decoded together."""
+        engine, module = self.module.rollout, self.module
+        if not isinstance(engine, HFRollout) or not isinstance(module, LocusModule):
+            return
+        batch = module.trainer.datamodule.batch_size or 32  # type: ignore[attr-defined]
+        prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))]
+        at_once = min(batch, engine.at_once(module.backbone, prompts, module.group_size, module.sampling))
+        self.report["prompts_at_once"] = at_once
+        self._console.print(f"decoded together: {at_once} of the {batch} prompts of a rollout batch")
+
+    @torch.no_grad()
+    def _validation(self) -> tuple[float, int]:
+        """Seconds of a validation, from its first batch, and how many the run has."""
+        trainer, data, module = self.module.trainer, self.module.trainer.datamodule, self.module  # type: ignore[attr-defined]
+        loader, limit = data.val_dataloader(), self.limit_val_batches
+        batches = min(len(loader), limit) if isinstance(limit, int) and not isinstance(limit, bool) else int(len(loader) * limit)
+        if not batches or self.max_steps < 1:
+            return 0.0, 0
+        interval = module.stated_geometry()[2]
+        if not isinstance(interval, int):
+            passes = len(data.train_dataloader()) / trainer.accumulate_grad_batches
+            interval = max(1, round((interval or 1.0) * passes * (trainer.check_val_every_n_epoch or 1)))
+        first = next(iter(loader))
+        started = perf_counter()
+        module.answer(CueBatch([sample for sample in first if not isinstance(sample, Question)]))
+        return (perf_counter() - started) * batches, self.max_steps // interval + 1  # one before training
+
     def _tell_time(self) -> None:
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.phases.items())
         line = f"time: {self.seconds:.1f} s for an optimiser step" + (f" ({phases})" if phases else "")
+        validation, times = self._validation()
         if self.max_steps and self.max_steps > 0:
-            line += f"; {_hours(self.seconds * self.max_steps)} for {self.max_steps:,} steps, validation not counted"
+            line += f"; {_hours(self.seconds * self.max_steps + validation * times)} for {self.max_steps:,} steps"
+            line += f" with {times} validations of {_hours(validation)}" if times else ", without validation"
         self._console.print(line + ". Completions ran to their limit; yours will often end sooner.")
         self.report |= {
             "seconds_a_step": round(self.seconds, 3),
             "steps": self.max_steps,
+            "seconds_a_validation": round(validation, 3),
+            "validations": times,
             "phases": {k: round(v, 3) for k, v in self.phases.items()},
         }
-
-
-def _bytes(parameters: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _quantisation(model: Any) -> int:
-    """Bytes of the scales beside 4-bit weights."""
-    total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        while state is not None:
-            total += sum(t.numel() * t.element_size() for t in (state.absmax, state.code) if t is not None)
-            state = state.state2
-    return total
 
 
 def _hours(seconds: float) -> str:

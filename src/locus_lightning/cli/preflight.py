@@ -1,7 +1,7 @@
 """``locus preflight``: what a run would do, found out before hours are spent on it.
 
-A configuration is parsed as ``fit`` would; checkpoint, data, frames and prompts of a few samples are shown as the model sees them; then one
-whole optimiser step is taken on the longest prompts, with completions that run to their limit, and memory and time are measured.
+A configuration is parsed as ``fit`` would; checkpoint, data, frames and prompts of a few samples are shown as the model sees them; then two
+rollout batches are trained on, the longest prompts with completions that run to their limit. Memory and time of the second are measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def preflight_command(arguments: Sequence[str]) -> int:
     """Run it; 1 where the card is too small."""
     parser = argparse.ArgumentParser(
         "locus preflight",
-        description="Look at checkpoint, data and prompts, take one step on the longest prompts, and tell memory and time. Everything that "
+        description="Look at checkpoint, data and prompts, take a step on the longest prompts to warm up, another to measure, and tell memory and time. Everything that "
         "`locus fit` takes is taken too.",
         epilog="example: locus preflight --config configs/llava.yaml --card 24",
     )
@@ -38,14 +38,15 @@ def preflight_command(arguments: Sequence[str]) -> int:
     probe = PreflightCallback(options.samples, options.card, options.save)
 
     class PreflightCLI(LocusCLI):
-        """``fit`` for one step, watched."""
+        """``fit`` for two rollout batches, the second measured."""
 
         def before_instantiate_classes(self) -> None:
-            """One optimiser step, and nothing that writes."""
+            """A few optimiser steps, and nothing that writes."""
             super().before_instantiate_classes()
             trainer = self.config["fit"].trainer
             probe.max_steps, self.config["fit"]["cold_start"] = trainer.max_steps, None
-            trainer.max_steps, trainer.max_epochs, trainer.devices, trainer.num_nodes = 1, -1, 1, 1  # other processes would run fit itself
+            probe.limit_val_batches = 1.0 if trainer.limit_val_batches is None else trainer.limit_val_batches
+            trainer.max_steps, trainer.max_epochs, trainer.devices, trainer.num_nodes = 2, -1, 1, 1  # other processes would run fit itself
             trainer.limit_val_batches, trainer.num_sanity_val_steps, trainer.logger = 0, 0, False
             trainer.enable_progress_bar = trainer.enable_model_summary = False
 
