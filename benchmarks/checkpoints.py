@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from locus_lightning.backbones.toy.llava import llava
+from locus_lightning.backbones.toy import save_toy_checkpoint
+from locus_lightning.backbones.toy.llava import llava, llava_onevision
 from locus_lightning.backbones.toy.qwen import qwen2_5_vl
 
 
@@ -91,6 +92,43 @@ def llava_7b(folder: Path) -> Path:
     processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     processor.patch_size = 14
     return _save(type(model), config, processor, folder, torch.bfloat16)
+
+
+def onevision_7b(folder: Path) -> Path:
+    """LLaVA-OneVision-7B's shape: up to four tiles of 384 px and an overview, 729 tokens each."""
+    model, processor = llava_onevision()
+    config = model.config
+    config.text_config.update(
+        {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152000,
+        }
+    )
+    config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
+    config.vision_config.update(
+        {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+        }
+    )
+    config.image_grid_pinpoints = [[384, 384], [384, 768], [768, 384], [768, 768]]
+    processor.image_processor.size = {"height": 384, "width": 384}
+    processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints
+    processor.num_image_tokens = 729
+    return _save(type(model), config, processor, folder, torch.bfloat16)
+
+
+def onevision_tiny(folder: Path) -> Path:
+    """The toy LLaVA-OneVision."""
+    return save_toy_checkpoint("llava_onevision", folder)
 
 
 def _resized(processor: Any, side: int) -> Any:

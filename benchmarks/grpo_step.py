@@ -52,6 +52,8 @@ WORKLOADS = {
     "tiny": Workload("qwen_tiny", 448, 84, filler=2),
     "tiny-llava": Workload("llava_tiny", 224, 84),
     "qwen-7b-24gb": Workload("qwen_7b", 980, 112, tokens=128, rank=64, gpu=True, micro=1),
+    "onevision-7b-24gb": Workload("onevision_7b", 768, 112, tokens=128, rank=64, gpu=True, micro=1),
+    "tiny-onevision": Workload("onevision_tiny", 96, 24, tokens=16),
     "llava-7b-24gb": Workload("llava_7b", 336, 112, tokens=128, rank=64, gpu=True, micro=1, filler=8),
 }
 
@@ -84,13 +86,15 @@ def locus_module(workload: Workload, folder: str, share: bool) -> Any:
     """The module that is measured; without ``share`` every completion pays for its prompt."""
     from locus_lightning.backbones.adapters import LoRA
     from locus_lightning.backbones.llava import LlavaBackbone
+    from locus_lightning.backbones.llava_onevision import LlavaOnevisionBackbone
     from locus_lightning.backbones.qwen2_5_vl import Qwen2_5_VLBackbone
     from locus_lightning.rollout.base import SamplingParams
     from locus_lightning.rollout.hf import HFRollout
     from locus_lightning.tasks.cue_search import CueSearch
     from locus_lightning.training.grpo import LocusModule
 
-    kind: Any = LlavaBackbone if "llava" in workload.checkpoint else Qwen2_5_VLBackbone
+    kinds = {"llava": LlavaBackbone, "onevision": LlavaOnevisionBackbone, "qwen": Qwen2_5_VLBackbone}
+    kind: Any = kinds[workload.checkpoint.partition("_")[0]]
     backbone = kind(
         folder, dtype="bfloat16" if workload.gpu else "float32", quantize="nf4" if workload.gpu else None, share_prefix=share,
         lora=LoRA(workload.rank, workload.rank), gradient_checkpointing=workload.gpu,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locus_lightning.boxes import BoxFrame, box_area, clip_box, constant_boxes, giou, iou, is_valid_box, size_bin
+from locus_lightning.boxes import BoxFrame, box_area, clip_box, constant_boxes, giou, image_box, iou, is_valid_box, size_bin
 from locus_lightning.tasks.parsing import parse_boxes, write_response
 
 sides = st.integers(1, 4000)
@@ -97,3 +97,33 @@ def test_trivial_boxes_lie_in_the_image():
 @pytest.mark.parametrize("box", [(1, 1, 1, 2), (1, 1, 2, 1), (2, 1, 1, 2), (1, 2, 2, 1), (0, 0, float("inf"), 1), (0, 0, 1)])
 def test_a_box_without_area_is_none(box):
     assert not is_valid_box(box)
+
+
+def test_a_square_padded_frame_by_hand():
+    """A photo of 40 x 20 lies in the middle of a square of 40: 10 pixels of padding above and below, none beside."""
+    frame = BoxFrame.square_padded((40, 20), 400.0)
+    assert frame.to_model((4.0, 5.0, 8.0, 10.0)) == (40.0, 150.0, 80.0, 200.0)
+    assert frame.to_original((40.0, 150.0, 80.0, 200.0)) == (4.0, 5.0, 8.0, 10.0)
+    assert frame.resolution == (0.1, 0.1)
+    tall = BoxFrame.padded_fractions((20, 40), 2)
+    assert tall.to_text((0.0, 0.0, 20.0, 40.0)) == "[0.25, 0.00, 0.75, 1.00]"
+    odd = BoxFrame.square_padded((41, 20), 41.0)
+    assert odd.to_model((0.0, 0.0, 1.0, 1.0)) == (0.0, 10.0, 1.0, 11.0), "an odd pixel of padding lies below, as PIL pastes"
+
+
+def test_a_side_that_rounds_to_nothing_is_the_step_around_its_middle():
+    frame = BoxFrame.stretched((1000, 1000), (100.0, 100.0))
+    assert frame.to_text((401.0, 403.0, 404.0, 900.0)) == "[40, 40, 41, 90]"
+    assert frame.to_text((999.0, 0.0, 1000.0, 1000.0)) == "[99, 0, 100, 100]"
+    fine = BoxFrame.stretched((1000, 1000), (1.0, 1.0), decimals=2)
+    assert fine.to_text((401.0, 403.0, 404.0, 900.0)) == "[0.40, 0.40, 0.41, 0.90]"
+    assert fine.to_text((699.0, 0.0, 699.5, 10.0)) == "[0.69, 0.00, 0.70, 0.01]"
+
+
+def test_the_box_of_an_image():
+    assert image_box((7, 5)) == (0.0, 0.0, 7.0, 5.0)
+
+
+def test_frames_and_boxes_do_not_change_once_made():
+    with pytest.raises(AttributeError):
+        BoxFrame.thousandths((10, 10)).decimals = 3

@@ -109,3 +109,10 @@ def test_a_window_holds_its_whole_box_and_no_sliver_is_taken():
     assert sampler.integer_window((-3.5, -0.2, 30.0, 30.0), (640, 480)) == (0, 0, 30, 30)
     assert sampler.integer_window((0, 0, 4000, 16), (8000, 100)) is None
     assert sampler.integer_window((0, 0, 3200, 16), (8000, 100)) == (0, 0, 3200, 16)
+
+
+def test_a_window_of_one_pixel_may_be_asked_for():
+    assert ObjectCues(min_side=1).min_side == 1
+    with pytest.raises(ConfigError, match="at least 1 pixel"):
+        ObjectCues(min_side=0)
+    assert ObjectCues.about_objects

@@ -187,3 +187,41 @@ def test_k3_is_that_of_the_papers_framework():
     estimate.sum().backward()
     assert logps.grad.tolist() == pytest.approx([1 - math.exp(0.1), 1 - math.e, 0.0, 0.0])
     assert float(kl_estimate(torch.zeros(1), torch.tensor([8.0]), largest=None)) == pytest.approx(math.exp(8) - 9)
+
+
+def test_the_defaults_are_the_papers():
+    """Paper section 4 and EasyR1, its framework; see the docstring of GRPO."""
+    default = GRPO()
+    assert (default.clip_low, default.clip_high, default.dual_clip) == (0.2, 0.3, 3.0)
+    assert (default.kl_coef, default.kl_estimator, default.kl_largest) == (0.01, "k3", 10.0)
+    assert (default.scale, default.std_floor, default.reduction) == ("std", 0.0, "token")
+
+
+@pytest.mark.parametrize("beyond", [25.0, -25.0])
+def test_log_ratios_are_held_within_20(beyond):
+    held = math.copysign(20.0, beyond)
+    advantages, far = torch.tensor([[-1.0 if beyond > 0 else 1.0]]), torch.full((1, 1, 1), beyond)
+    loss, _ = clipped_loss(far, advantages, clip_low=0.0, clip_high=1e30, dual_clip=None)
+    assert float(loss) == pytest.approx(-float(advantages) * math.exp(held), rel=1e-5)
+    loss, _ = cispo_loss(torch.ones(1, 1, 1), far, advantages, clip_high=1e30)
+    assert float(loss) == pytest.approx(-float(advantages) * math.exp(held), rel=1e-5)
+    estimate = kl_estimate(torch.zeros(1), torch.tensor([beyond]), "k2")
+    assert float(estimate) == 200.0
+
+
+def test_the_ratio_of_a_sequence_is_the_mean_over_its_tokens():
+    logps = torch.tensor([[[0.3, 0.5, 9.0], [0.4, 9.0, 9.0]]])
+    mask = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+    ratio = log_ratio(logps, torch.zeros_like(logps), mask, "sequence")
+    assert torch.allclose(ratio, torch.tensor([[[0.4, 0.4, 0.0], [0.4, 0.0, 0.0]]]))
+
+
+def test_a_ratio_on_the_bound_is_not_caught():
+    at = torch.log(torch.tensor([[[1.25]]], dtype=torch.float64))
+    for _, caught in (
+        clipped_loss(at, torch.tensor([[1.0]]), clip_high=0.25),
+        cispo_loss(torch.zeros(1, 1, 1), at, torch.tensor([[1.0]]), 0.25),
+    ):
+        assert not caught["clip_high"].any()
+    at = torch.log(torch.tensor([[[0.75]]], dtype=torch.float64))
+    assert not clipped_loss(at, torch.tensor([[-1.0]]), clip_low=0.25)[1]["clip_low"].any()

@@ -245,7 +245,7 @@ class PreflightCallback(TrainingCallback):
         validation, times = self._validation()
         if self.max_steps and self.max_steps > 0:
             line += f"; {_hours(self.seconds * self.max_steps + validation * times)} for {self.max_steps:,} steps"
-            line += f" with {times} validations of {_hours(validation)}" if times else ", without validation"
+            line += f" with {times} validation{'s' * (times > 1)} of {_hours(validation)}" if times else ", without validation"
         self._console.print(line + ". Completions ran to their limit; yours will often end sooner.")
         self.report |= {
             "seconds_a_step": round(self.seconds, 3),

@@ -403,3 +403,12 @@ def test_a_checkpoint_is_loaded_without_a_trainer(tmp_path, toy_folder):
             assert torch.equal(own[name], parameter), name
             moved += int(not torch.equal(base[name], parameter))
     assert moved, "training has moved weights"
+
+
+def test_a_run_whose_groups_never_differ_says_so_after_five_batches(caplog):
+    caplog.set_level("INFO")
+    trainer(max_steps=5).fit(module(rewards=[ConstantReward()]), datamodule=data(1))
+    assert "nothing is learned" in caplog.text
+    caplog.clear()
+    trainer(max_steps=5).fit(module(rewards=[LengthReward()]), datamodule=data(1))
+    assert "nothing is learned" not in caplog.text
