@@ -83,9 +83,9 @@ def _without_effect(tree: ast.Module) -> set[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             nodes += node.decorator_list
-        elif isinstance(node, ast.keyword) and node.arg in ("prog_bar", "logger", "batch_size", "maxsplit"):
-            nodes.append(node)
-        elif isinstance(node, ast.AugAssign | ast.Assign) and "perf_counter" in ast.dump(node):
+        elif (isinstance(node, ast.keyword) and node.arg in ("prog_bar", "logger", "batch_size", "maxsplit")) or (
+            isinstance(node, ast.AugAssign | ast.Assign) and "perf_counter" in ast.dump(node)
+        ):
             nodes.append(node)
     return {id(inner) for node in nodes for inner in ast.walk(node)}
 

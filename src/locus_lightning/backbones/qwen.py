@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from locus_lightning.backbones.hf import HFBackbone
+from locus_lightning.backbones.shared_prefix.windows import use_windows
 from locus_lightning.boxes import MOST_ASPECT, image_box, raster
 from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.types import Prompt, Size
@@ -32,7 +33,8 @@ class QwenVLBackbone(HFBackbone):
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def prepare_processor(self) -> None:
-        """Set the pixel bounds."""
+        """Set the pixel bounds; let the tower attend to its windows in few calls."""
+        use_windows(self.hf)
         images = self.processor.image_processor
         low = self.min_pixels or images.size["shortest_edge"]
         high = self.max_pixels or images.size["longest_edge"]
