@@ -47,6 +47,8 @@ class Backbone(nn.Module, ABC):
     """What `locus backbones` tells about the family."""
     shares_keys: bool = False
     """Whether decoding may keep a prompt's keys once for all completions: attention goes through ``backbones/attention.py``."""
+    load_on: torch.device | None = None
+    """Where weights are loaded to; None: the CPU's memory, from where a trainer moves them."""
     weights_on_disk: bool = True
     """Whether the loaded weights can be had again from the checkpoint's name: not those of a toy, nor after a cold start."""
 

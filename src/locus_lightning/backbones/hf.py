@@ -101,7 +101,7 @@ class HFBackbone(Facts):
                 source = str(toy.save_toy_checkpoint(source.removeprefix(toy.PREFIX), Path(folder)))
             self.processor = loading.load_processor(source, self.trust_remote_code)
             checkpoint_files.check_vocabulary(source, self.processor, self.trust_remote_code)
-            self.model = loading.load_model(source, self.dtype, self.quantize, self.lora, self.trust_remote_code)
+            self.model = loading.load_model(source, self.dtype, self.quantize, self.lora, self.trust_remote_code, self.load_on)
         self.prepare_processor()
         reason = why_not(self.hf.config)
         self.packs = reason is None
@@ -231,9 +231,8 @@ class HFBackbone(Facts):
         more = prompt.next_position + torch.arange(len(after_ids), device=self.device)
         positions = torch.cat([prompt.positions_P, more.expand(prompt.positions_P.shape[0], -1)], dim=1)
         features = [image for images in self.features_of([prompt]) for image in images]
-        return self.hidden(ids_P[None], torch.ones_like(ids_P)[None], positions if len(positions) == 1 else positions[:, None], features)[
-            0, -1
-        ]
+        positions = positions if len(positions) == 1 else positions[:, None]
+        return self.hidden(ids_P[None], torch.ones_like(ids_P)[None], positions, features)[0, -1]
 
     def image_outputs(self, features: Sequence[Tensor]) -> Any:
         """Features as the model's own vision side would hand them to its language model."""
@@ -284,10 +283,8 @@ class HFBackbone(Facts):
             ]
         logps_N, entropy_N = (torch.cat(column) for column in zip(*pieces, strict=True))
         blank = logps_N.new_zeros(rows.shape).flatten()
-        return (
-            blank.index_copy(0, rows.place_N, logps_N).view(rows.shape),
-            blank.index_copy(0, rows.place_N, entropy_N).view(rows.shape),
-        )
+        logps_BGT, entropy_BGT = (blank.index_copy(0, rows.place_N, x).view(rows.shape) for x in (logps_N, entropy_N))
+        return logps_BGT, entropy_BGT
 
     def _token_logps(self, hidden_ND: Tensor, target_N: Tensor, temperature: float, reference: bool) -> tuple[Tensor, Tensor]:
         def compute(hidden_ND: Tensor) -> tuple[Tensor, Tensor]:

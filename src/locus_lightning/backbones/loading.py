@@ -37,14 +37,18 @@ def load_processor(source: str, trust_remote_code: bool) -> Any:
     return processor
 
 
-def load_model(source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA | None, trust_remote_code: bool) -> Any:
-    """Weights, quantised and with adapters as asked."""
+def load_model(
+    source: str, dtype: torch.dtype, quantize: str | None, lora: LoRA | None, trust_remote_code: bool, device: torch.device | None = None
+) -> Any:
+    """Weights, quantised and with adapters as asked; straight onto a GPU where ``device`` is one, without a copy in the CPU's memory."""
     from transformers import AutoModelForImageTextToText
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.register(), "trust_remote_code": trust_remote_code}
     if quantize:
         options["quantization_config"] = _nf4(source, dtype, trust_remote_code)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    elif device is not None and device.type != "cpu":
+        options["device_map"] = {"": device}
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, **options)
     except torch.cuda.OutOfMemoryError as cause:

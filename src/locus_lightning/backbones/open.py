@@ -185,17 +185,18 @@ def open_model(name: str, dtype: str = "auto", device: str | None = None, trust_
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
     try:
-        return _open(name, dtype, trust_remote_code).to(device)
+        return _open(name, dtype, trust_remote_code, torch.device(device)).to(device)
     except torch.cuda.OutOfMemoryError as cause:
         raise CheckpointError(f"{name} does not fit on {device} in {dtype}; try --dtype bfloat16, or --dtype float16 ({cause}).") from cause
 
 
-def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
+def _open(name: str, dtype: str, trust_remote_code: bool, device: torch.device) -> HFBackbone:
     path = Path(name).expanduser()
     if path.suffix == ".ckpt" or (path / "config.yaml").is_file():
         run = Run.read(path.parent.parent, path) if path.suffix == ".ckpt" else Run.read(path, None)
         backbone = run.backbone(dtype, trust_remote_code)
         backbone.check()
+        backbone.load_on = device
         backbone.load()
         take(backbone, run.checkpoint)
         return backbone
@@ -209,6 +210,7 @@ def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
         if saved:
             backbone.remembers = saved.task
         backbone.check()
+        backbone.load_on = device
         backbone.load()
         backbone.model = PeftModel.from_pretrained(backbone.model, str(path))
         read_beside_adapter(path, dict(backbone.model.named_parameters()))
@@ -216,5 +218,6 @@ def _open(name: str, dtype: str, trust_remote_code: bool) -> HFBackbone:
         return backbone
     backbone = AutoBackbone(name, dtype=dtype, trust_remote_code=trust_remote_code)
     backbone.check()
+    backbone.load_on = device
     backbone.load()
     return backbone

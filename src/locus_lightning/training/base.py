@@ -124,7 +124,13 @@ class TaskModule(ResumableModule):
             )
 
     def _check_trainer(self) -> None:
-        """Refuse what Lightning takes and nobody means."""
+        """Refuse what Lightning takes and nobody means.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if self.trainer.strategy.root_device.type == "mps":
+            raise ConfigError("trainer.accelerator is mps, which has no float64 for the figures; set trainer.accelerator: cpu.")
         passes, clip = self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val
         if not isinstance(passes, int) or passes < 1:
             raise ConfigError(f"trainer.accumulate_grad_batches is {passes}; it is at least 1.")

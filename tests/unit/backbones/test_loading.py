@@ -148,3 +148,22 @@ def test_one_broken_package_does_not_stop_the_others(monkeypatch, toy_folder, ca
     assert backbones_command([]) == 0
     assert "left out: the backbones plugin 'BrokenBackbone'" in capsys.readouterr().err
     auto.speakers.cache_clear()
+
+
+def test_an_opened_model_is_loaded_straight_to_its_device(toy_folder, monkeypatch):
+    """The map that transformers is given; there is no GPU here, so it is looked at and left out."""
+    import transformers
+
+    from locus_lightning.backbones.open import open_model
+
+    maps, whole = [], transformers.AutoModelForImageTextToText.from_pretrained
+
+    def loads(source, **options):
+        maps.append(options.pop("device_map", None))
+        return whole(source, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", loads)
+    monkeypatch.setattr(FAMILIES["llava"], "to", lambda self, device: self)
+    open_model(str(toy_folder("llava")), device="cuda:0")
+    open_model(str(toy_folder("llava")), device="cpu")
+    assert maps == [{"": torch.device("cuda:0")}, None]

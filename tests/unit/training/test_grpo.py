@@ -412,3 +412,11 @@ def test_a_run_whose_groups_never_differ_says_so_after_five_batches(caplog):
     caplog.clear()
     trainer(max_steps=5).fit(module(rewards=[LengthReward()]), datamodule=data(1))
     assert "nothing is learned" not in caplog.text
+
+
+def test_apples_gpu_is_refused_in_a_sentence(monkeypatch):
+    run, model = trainer(), module()
+    monkeypatch.setattr(type(run.strategy), "root_device", torch.device("mps"))
+    model._trainer = run
+    with pytest.raises(ConfigError, match=r"mps.*accelerator: cpu"):
+        model._check_trainer()
