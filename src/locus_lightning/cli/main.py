@@ -26,6 +26,7 @@ training and evaluation (every option of model, data and trainer is available: l
   study      runs that differ in one thing each        locus study STUDY.yaml
 
 beside them
+  configs    list the configurations that come with it, copy one   locus configs copy llava.yaml
   plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]
   backbones  families of models and how they write boxes     locus backbones [CHECKPOINT] [--json]
   data       build a cue corpus, look through it             locus data build | inspect | text-cues
@@ -55,6 +56,7 @@ _SMALL = {
     "eval": "eval:eval_command",
     "analyze": "analyze:analyze_command",
     "study": "study:study_command",
+    "configs": "configs:configs_command",
     "plugins": "info:plugins_command",
     "backbones": "info:backbones_command",
     "data": "data:data_command",
@@ -66,12 +68,12 @@ _SMALL = {
 
 def _look_for_files(arguments: Sequence[str]) -> None:
     """Miss a configuration file now, and not after the libraries have loaded."""
-    from locus_lightning.training.config_form import require_file
+    from locus_lightning.training.config_files import locate
 
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         named = following if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
         if named:
-            require_file(Path(named).expanduser())
+            locate(Path(named))
 
 
 _TRAINING = ("fit", "validate", "test", "predict")

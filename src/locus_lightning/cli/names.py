@@ -14,7 +14,8 @@ import yaml
 
 from locus_lightning import plugins
 from locus_lightning.errors import ConfigError
-from locus_lightning.training.config_form import classes_of, common_settings, read_config, write_out
+from locus_lightning.training.config_files import locate, read_full
+from locus_lightning.training.config_form import classes_of, common_settings, read_config
 
 _KIND_OF_KEY: dict[str, plugins.Kind] = {
     "backbone": "backbones",
@@ -42,8 +43,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     files: list[tuple[Path, dict[str, Any]]] = []
     for key, value in pairs:
         if key in ("--config", "-c") and value is not None:
-            path = Path(value).expanduser()
-            full = write_out(read_config(path), model, backbone)
+            path = locate(Path(value))
+            full = read_full(path, model, backbone)
             own_model, own_backbone = classes_of(full)
             model, backbone = own_model or model, own_backbone or backbone
             _import_named("", full)
@@ -107,9 +108,6 @@ def _on_disk(path: Path, full: dict[str, Any], family: Mapping[str, Any]) -> Pat
         return path
     folder = tempfile.mkdtemp(prefix="locus-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for key, value in full.items():  # parts in files of their own lie beside the original
-        if isinstance(value, str) and (path.parent / value).is_file():
-            full[key] = str((path.parent / value).resolve())
     copy = Path(folder) / path.name
     copy.write_text(yaml.safe_dump(full, sort_keys=False))
     return copy

@@ -13,7 +13,7 @@ import yaml
 from locus_lightning.errors import ConfigError
 from locus_lightning.evaluation.benchmarks import SUITES
 from locus_lightning.evaluation.runner import RESULT, folder_name
-from locus_lightning.training.config_form import read_config, write_out
+from locus_lightning.training.config_files import locate, read_full
 
 EVALUATIONS = "eval"
 """The folder of a study's evaluations, beside those of its runs."""
@@ -86,8 +86,7 @@ def read_study(path: Path) -> Study:
         ConfigError: it is missing, no YAML, or not of the form of :class:`Study`: title, base, seeds, common, arms (label, change, paper),
             groups, evaluate, paper_base.
     """
-    if not path.is_file():
-        raise ConfigError(f"the study {path} does not exist.")
+    path = locate(path)
     try:
         content = yaml.safe_load(path.read_text())
         arms = tuple(Arm(name, **{"label": name, **(facts or {})}) for name, facts in content["arms"].items())
@@ -119,7 +118,7 @@ def changed(study: Study, changes: Mapping[str, Any], whose: str) -> dict[str, A
     Raises:
         ConfigError: a key lies in nothing.
     """
-    config = write_out(read_config(study.base))
+    config = read_full(study.base)
     for key, value in changes.items():
         *way, last = key.split(".")
         place: Any = config
