@@ -47,6 +47,8 @@ class Backbone(nn.Module, ABC):
     """What `locus backbones` tells about the family."""
     shares_keys: bool = False
     """Whether decoding may keep a prompt's keys once for all completions: attention goes through ``backbones/attention.py``."""
+    entropy_gradient: bool = False
+    """Whether entropies of :meth:`logps` carry a gradient, which costs copies of the logits."""
     load_on: torch.device | None = None
     """Where weights are loaded to; None: the CPU's memory, from where a trainer moves them."""
     weights_on_disk: bool = True
@@ -154,7 +156,7 @@ class Backbone(nn.Module, ABC):
             share_prefix: one packed row a group (each prompt is paid for once), or the plain batch; None: the backbone's setting.
 
         Returns:
-            logps_BGT float32, zero beyond a completion's end; entropy_BGT likewise, without gradient.
+            logps_BGT float32, zero beyond a completion's end; entropy_BGT likewise, without gradient unless ``entropy_gradient``.
         """
 
     @abstractmethod
@@ -241,8 +243,6 @@ class Backbone(nn.Module, ABC):
     def image_budget(self) -> Mapping[str, Any]:
         """The processor's own numbers that bound an image."""
         return {}
-
-    # ---- where image tokens look -------------------------------------------------------------------------------------
 
     def attention(self, prompt: Prompt, after: str = "") -> Tensor:
         """Attention from the position that predicts the next token to the prompt's image tokens.

@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint as recompute
 
 from locus_lightning.backbones import base_files, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
@@ -25,12 +23,11 @@ from locus_lightning.backbones.embeddings import mark_embedding
 from locus_lightning.backbones.facts import Facts
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
+from locus_lightning.backbones.token_logps import CHUNK, token_logps
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Content, Prompt
 
 log = logging.getLogger(__name__)
-
-CHUNK = 1024  # positions whose logits exist at a time; more are recomputed in the backward pass
 
 
 class HFBackbone(Facts):
@@ -278,22 +275,10 @@ class HFBackbone(Facts):
             hidden = self.hidden(rows.ids_RS, rows.mask, rows.positions, of_rows, reference=reference)
             hidden_ND = hidden.flatten(0, 1)[rows.source_N]
             pieces = [
-                self._token_logps(h, t, temperature, reference)
+                token_logps(lambda h: self.next_token_logits(h, temperature, reference=reference), h, t, self.entropy_gradient)
                 for h, t in zip(hidden_ND.split(CHUNK), rows.target_N.split(CHUNK), strict=True)
             ]
         logps_N, entropy_N = (torch.cat(column) for column in zip(*pieces, strict=True))
         blank = logps_N.new_zeros(rows.shape).flatten()
         logps_BGT, entropy_BGT = (blank.index_copy(0, rows.place_N, x).view(rows.shape) for x in (logps_N, entropy_N))
         return logps_BGT, entropy_BGT
-
-    def _token_logps(self, hidden_ND: Tensor, target_N: Tensor, temperature: float, reference: bool) -> tuple[Tensor, Tensor]:
-        def compute(hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
-            logps_NV = F.log_softmax(self.next_token_logits(hidden_ND, temperature, reference=reference), dim=-1)
-            with torch.no_grad():
-                probabilities_NV = logps_NV.exp()
-                entropy_N = torch.special.entr(probabilities_NV, out=probabilities_NV).sum(-1)
-            return logps_NV.gather(-1, target_N[:, None])[:, 0], entropy_N
-
-        if not torch.is_grad_enabled():
-            return compute(hidden_ND)
-        return recompute(compute, hidden_ND, use_reentrant=False)  # type: ignore[no-any-return]

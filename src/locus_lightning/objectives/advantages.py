@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Scale = Literal["std", "none"]
-Reduction = Literal["token", "sequence", "constant"]
+Reduction = Literal["token", "sequence", "constant", "sequence_sum"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 
 def group_advantages(rewards_BG: Tensor, scale: Scale = "std", eps: float = 1e-6, std_floor: float = 0.0) -> Tensor:
@@ -25,17 +27,39 @@ def group_advantages(rewards_BG: Tensor, scale: Scale = "std", eps: float = 1e-6
     return centred_BG.masked_fill(constant_B1, 0.0)
 
 
+def decoupled_advantages(scores_RBG: Tensor, weights_R: Tensor, eps: float = 1e-6) -> Tensor:
+    """Advantages (B, G) with every reward normalised by itself (GDPO, Liu et al. 2026), so that a reward of small spread is not drowned.
+
+    Args:
+        scores_RBG: what each of R rewards gave.
+        weights_R: of the rewards.
+        eps: beside every standard deviation.
+
+    Within each group every reward is centred and divided by its standard deviation. Their weighted sum is centred and divided by its standard
+    deviation over the whole rollout batch of this process. Where all are equal it is exactly 0.
+    """
+    scores_RBG = scores_RBG.float()
+    centred_RBG = scores_RBG - scores_RBG.mean(dim=2, keepdim=True)
+    constant_RB1 = (scores_RBG.amax(dim=2) - scores_RBG.amin(dim=2) <= 1e-8)[..., None]
+    each_RBG = (centred_RBG / (scores_RBG.std(dim=2, keepdim=True) + eps)).masked_fill(constant_RB1, 0.0)
+    total_BG = (each_RBG * weights_R.float()[:, None, None]).sum(0)
+    spread = total_BG.std()
+    return torch.zeros_like(total_BG) if total_BG.numel() < 2 or spread <= 1e-8 else (total_BG - total_BG.mean()) / (spread + eps)
+
+
 def token_weights(mask_BGT: Tensor, reduction: Reduction, max_tokens: int) -> Tensor:
     """Weight of every token before normalisation: (B, G, T), zero where ``mask_BGT`` is.
 
     ``token``     1: every token alike (DAPO, Yu et al. 2025; EasyR1's default)
     ``sequence``  1 / length: every completion alike (GRPO as published)
     ``constant``  1 / ``max_tokens``: no preference for short or long answers (Dr. GRPO)
+    ``sequence_sum`` 1, and the total counts completions: with one ratio a completion it is LUSPO (Liu et al. 2026), whose loss of a
+    completion grows with its length, where GSPO's does not and so prefers short ones
 
     Divided by :func:`weight_total` over all that one optimiser step sees, they sum to the published mean.
     """
     mask_BGT = mask_BGT.float()
-    if reduction == "token":
+    if reduction in ("token", "sequence_sum"):
         return mask_BGT
     if reduction == "sequence":
         return mask_BGT / mask_BGT.sum(dim=-1, keepdim=True).clamp_min(1.0)

@@ -56,3 +56,35 @@ def cispo_loss(logps_BGT: Tensor, log_ratio_BGT: Tensor, advantages_BG: Tensor, 
     ratio_BGT = log_ratio_BGT.clamp(-20.0, 20.0).exp()
     weight_BGT = ratio_BGT.clamp(max=1.0 + clip_high).detach()
     return -weight_BGT * advantages_BG[..., None] * logps_BGT, {"clip_high": ratio_BGT > 1.0 + clip_high}
+
+
+def sapo_loss(log_ratio_BGT: Tensor, advantages_BG: Tensor, positive: float, negative: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """SAPO (Gao et al. 2025): a soft gate in place of clipping, f(r) = 4 / tau x sigmoid(tau (r - 1)), whose slope is 1 at r = 1 and falls
+    off on both sides.
+
+    Args:
+        log_ratio_BGT: of every token, or of its completion.
+        advantages_BG: group-relative advantages.
+        positive: tau where the advantage is above 0.
+        negative: tau elsewhere; larger, because gradients of bad tokens spread over the whole vocabulary.
+    """
+    advantage_BG1 = advantages_BG[..., None]
+    ratio_BGT = log_ratio_BGT.clamp(-20.0, 20.0).exp()
+    tau_BG1 = torch.where(advantage_BG1 > 0, positive, negative)
+    return -advantage_BG1 * (4.0 / tau_BG1) * torch.sigmoid(tau_BG1 * (ratio_BGT - 1.0)), {}
+
+
+def gmpo_log_ratio(
+    logps_BGT: Tensor, old_logps_BGT: Tensor, mask_BGT: Tensor, advantages_BG: Tensor, low: float, high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GMPO (Zhao et al. 2025): the log of the geometric mean of a completion's token ratios, each clipped first, the same for all its tokens.
+
+    A token's log ratio is held below ``high`` where the advantage is above 0, and above -``low`` elsewhere: the side on which it would gain.
+    """
+    sign_BG1 = torch.where(advantages_BG[..., None] > 0, 1.0, -1.0)
+    towards_BGT = sign_BG1 * (logps_BGT - old_logps_BGT) * mask_BGT
+    bound_BG1 = torch.where(sign_BG1 > 0, high, low)
+    held_BGT = sign_BG1 * torch.minimum(towards_BGT, bound_BG1)
+    mean_BG1 = held_BGT.sum(dim=-1, keepdim=True) / mask_BGT.sum(dim=-1, keepdim=True).clamp_min(1.0)
+    beyond_BGT = towards_BGT > bound_BG1
+    return mean_BG1 * mask_BGT, {"clip_high": beyond_BGT & (sign_BG1 > 0), "clip_low": beyond_BGT & (sign_BG1 < 0)}

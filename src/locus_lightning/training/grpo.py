@@ -38,6 +38,7 @@ from locus_lightning.training.rollout_batch import (
     rewards_of,
     sampled_logps,
     sampler_gap,
+    scores_of,
     to_device,
     token_mask,
     unpack_state,
@@ -144,7 +145,7 @@ class LocusModule(TaskModule):
                 groups = self.generate_groups(samples, prompts)
         with self._timed("score"):
             rewards_BG = rewards_of(groups).to(self.device)
-            advantages_BG = self.objective.advantages(rewards_BG)
+            advantages_BG = self.objective.advantages_of(rewards_BG, *scores_of(groups, self.rewards, self.device))
             mask_BGT = token_mask(groups, counted(groups, self.mask_truncated_completions, self.filter_groups))
         plan, completions = self.plan(), completion_ids(groups)
         order = plan.order(len(prompts))
@@ -171,14 +172,13 @@ class LocusModule(TaskModule):
         logps_BGT, entropy_BGT = self.backbone.logps(micro.prompts, micro.completions, temperature=self.sampling.temperature)
         old_logps_BGT = logps_BGT.detach() if micro.old_logps_BGT is None else micro.old_logps_BGT
         loss, figures = self.objective(
-            logps_BGT, old_logps_BGT, micro.ref_logps_BGT, micro.advantages_BG, micro.weights_BGT, micro.mask_BGT
-        )
+            logps_BGT, old_logps_BGT, micro.ref_logps_BGT, micro.advantages_BG, micro.weights_BGT, micro.mask_BGT,
+            sampled_logps_BGT=micro.sampled_logps_BGT, entropy_BGT=entropy_BGT,
+        )  # fmt: skip
         figures |= sampler_gap(old_logps_BGT, micro)
-        figures["entropy"] = (entropy_BGT * micro.mask_BGT).sum() / micro.mask_BGT.sum().clamp_min(1)
+        figures["entropy"] = (entropy_BGT.detach() * micro.mask_BGT).sum() / micro.mask_BGT.sum().clamp_min(1)
         self._log_update({"loss": loss.detach(), **figures})
         return loss
-
-    # ---- its parts -------------------------------------------------------------------------------------------------
 
     def generate_groups(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
         """Rollouts with scores; groups whose rewards do not differ are generated anew, at most ``resample`` times."""
@@ -244,6 +244,7 @@ class LocusModule(TaskModule):
         """Load weights, choose what trains, fix the reference."""
         super().configure_model()
         self.backbone.set_trainable()
+        self.backbone.entropy_gradient = self.objective.entropy_coef != 0
         training = self._trainer is not None and self.trainer.training  # load_from_checkpoint has no trainer
         if training and self.objective.kl_coef > 0:
             self.backbone.freeze_reference()

@@ -17,7 +17,7 @@ from torch import nn
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.encoding import TOWER_PROMPTS
-from locus_lightning.backbones.hf import CHUNK
+from locus_lightning.backbones.token_logps import CHUNK
 from locus_lightning.data.source import CueKey, evenly_spaced
 from locus_lightning.rollout.hf import AT_ONCE, SHARE
 from locus_lightning.training.base import TaskModule

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import Reduction, token_weights, zero_std_groups
+from locus_lightning.rewards.base import Reward
 from locus_lightning.types import Prompt, RolloutGroup
 
 
@@ -138,6 +139,12 @@ def completion_ids(groups: Sequence[RolloutGroup]) -> list[list[Tensor]]:
 def rewards_of(groups: Sequence[RolloutGroup]) -> Tensor:
     """The weighted sums of scores, (B, G) float32, on the CPU."""
     return torch.tensor([group.rewards for group in groups], dtype=torch.float32)
+
+
+def scores_of(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What every reward gave, (R, B, G) float32, and the rewards' weights (R,)."""
+    scores_RBG = torch.tensor([[group.scores[reward.name] for group in groups] for reward in rewards], device=device)
+    return scores_RBG, torch.tensor([reward.weight for reward in rewards], device=device)
 
 
 def counted(groups: Sequence[RolloutGroup], mask_truncated: bool, filter_groups: bool) -> Tensor:

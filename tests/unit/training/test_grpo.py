@@ -420,3 +420,39 @@ def test_apples_gpu_is_refused_in_a_sentence(monkeypatch):
     model._trainer = run
     with pytest.raises(ConfigError, match=r"mps.*accelerator: cpu"):
         model._check_trainer()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"surrogate": "sapo", "reduction": "sequence"}, {"surrogate": "gmpo", "reduction": "sequence_sum"}, {"covariance": "clip", "covariance_share": 0.1},
+     {"aggregation": "normalize_then_sum"}, {"sampler_correction": "sequence_mask"}, {"entropy_coef": 0.5}],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+def test_every_variant_trains(settings):
+    model = module(rewards=[LengthReward()], objective=GRPO(kl_coef=0.0, **settings), num_iterations=2)
+    fresh = FAMILIES["llava"]("toy:llava")
+    torch.manual_seed(0)
+    fresh.load()
+    trainer(max_steps=3).fit(model, datamodule=data())
+    assert any(not torch.equal(a, b) for a, b in zip(model.backbone.parameters(), fresh.parameters(), strict=True))
+    assert all(torch.isfinite(p).all() for p in model.backbone.parameters())
+
+
+def test_entropies_carry_a_gradient_where_the_objective_asks(make_backbone, samples):
+    backbone = make_backbone("llava", dtype="float64")
+    prompts, answers = backbone.encode(contents(backbone, samples)), [[backbone.tokenize_answer("[1, 2]")] for _ in samples]
+    plain = backbone.logps(prompts, answers)[1]
+    assert not plain.requires_grad
+    backbone.entropy_gradient = True
+    entropy = backbone.logps(prompts, answers)[1]
+    assert torch.allclose(entropy, plain)
+    head = backbone.hf.get_output_embeddings().weight
+    (gradient,) = torch.autograd.grad(entropy.sum(), head)
+    direction = torch.randn_like(head)
+    values = []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            head += step * direction
+            values.append(backbone.logps(prompts, answers)[1].sum())
+            head -= step * direction
+    assert float((gradient * direction).sum()) == pytest.approx(float(values[0] - values[1]) / 2e-5, rel=1e-5)
