@@ -6,6 +6,7 @@ for some photos. Towers that can hand the lengths to a fused kernel hand them to
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,13 +23,20 @@ _WASTE = 2.0
 
 
 def use_windows(model: Any) -> None:
-    """Let the vision tower of a loaded model attend by :func:`windowed_attention`, where it can be told the lengths."""
+    """Let the vision tower of a loaded model attend by :func:`windowed_attention`, where it can be told the lengths.
+
+    The tower gets a configuration of its own for that: transformers would look for a kernel of this name when a model is built from it.
+    """
     from transformers import AttentionInterface
 
     tower = getattr(model.base_model, "visual", None)
     if tower is not None and getattr(tower.config, "_attn_implementation", "").startswith("locus"):
         AttentionInterface.register(NAME, windowed_attention)
-        tower.config._attn_implementation_internal = NAME
+        before, own = tower.config, copy.deepcopy(tower.config)
+        own._attn_implementation_internal = NAME
+        for module in tower.modules():
+            if getattr(module, "config", None) is before:
+                module.config = own
 
 
 @dataclass(frozen=True)
