@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,15 +31,49 @@ class LoRA:
         alpha: The scale of an adapter: its product is multiplied by alpha / rank.
         targets: The names of the linear layers that get adapters, such as ``[q_proj, v_proj]``. Null is all of the language model's,
             without the head.
+        dora: Whether direction and magnitude of a weight are trained apart (DoRA, Liu et al. 2024). It takes more memory and time.
+        rslora: Whether the product is multiplied by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), so that high ranks learn.
+        rank_pattern: Ranks of single layers by their name, such as ``{q_proj: 128}``, in place of ``rank``.
+        alpha_pattern: Likewise their alpha.
+        plus: How many times the learning rate the B matrices get (LoRA+, Hayou et al. 2024, takes 16); 1 is the same for all.
+        dropout: 0. Another value is refused: rollout, reference and update have to be the same function.
+        init: ``default``. ``pissa`` and ``olora`` are refused: they change the weights under the adapter, so that switching it off would no
+            longer give the reference model, and a saved adapter would not fit its checkpoint.
+        modules_to_save: Null. Modules that train beside the adapters are refused: the reference model shares them.
     """
 
     rank: int = 64
     alpha: int = 64
     targets: list[str] | None = None
+    dora: bool = False
+    rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    plus: float = 1.0
+    dropout: float = 0.0
+    init: str = "default"
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"backbone.lora.rank is {self.rank}; it is at least 1.")
+        if min(self.rank, *self.rank_pattern.values()) < 1 if self.rank_pattern else self.rank < 1:
+            raise ConfigError(f"backbone.lora.rank is {self.rank} and rank_pattern {self.rank_pattern}; a rank is at least 1.")
+        if self.plus <= 0:
+            raise ConfigError(f"backbone.lora.plus is {self.plus}; it is above 0.")
+        if self.dropout:
+            raise ConfigError(
+                f"backbone.lora.dropout is {self.dropout}; leave it at 0: with dropout, the probabilities of an update would not be those that the "
+                "completion was sampled with."
+            )
+        if self.init != "default":
+            raise ConfigError(
+                f"backbone.lora.init is {self.init!r}, which changes the weights under the adapter: switched off it would not give the reference "
+                "model, and a saved adapter would not fit its checkpoint; leave it at default."
+            )
+        if self.modules_to_save:
+            raise ConfigError(
+                f"backbone.lora.modules_to_save is {self.modules_to_save}; modules that train beside the adapters would change the reference model, "
+                "which is this model with its adapters off. Leave it out, or train all weights (lora: null)."
+            )
 
 
 def add_adapters(model: Any, lora: LoRA, linears: Sequence[str]) -> Any:
@@ -51,21 +85,27 @@ def add_adapters(model: Any, lora: LoRA, linears: Sequence[str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     known = sorted({n.rsplit(".", 1)[-1] for n in linears})
-    for target in lora.targets or ():
-        if target not in known:
-            close = difflib.get_close_matches(target, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"backbone.lora.targets names {target!r}, which is no linear layer; the language model has {', '.join(known)}.{hint}"
-            )
+    for key in ("targets", "rank_pattern", "alpha_pattern"):
+        for target in getattr(lora, key) or ():
+            if target not in known:
+                close = difflib.get_close_matches(target, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"backbone.lora.{key} names {target!r}, which is no linear layer; the language model has {', '.join(known)}.{hint}"
+                )
     names = [n for n in linears if lora.targets is None or n.rsplit(".", 1)[-1] in lora.targets]
-    wrapped = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names))
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, use_dora=lora.dora, use_rslora=lora.rslora,
+        rank_pattern=lora.rank_pattern, alpha_pattern=lora.alpha_pattern,
+    )  # fmt: skip
+    wrapped = get_peft_model(model, config)
     _compute_in_type_of_input(wrapped)
     trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
     log.info(
-        "LoRA r=%d on %d layers of the language model (%s): %.1f M parameters.", lora.rank, len(names), ", ".join(kinds), trainable / 1e6
-    )
+        "%s r=%d on %d layers of the language model (%s): %.1f M parameters.",
+        "DoRA" if lora.dora else "LoRA", lora.rank, len(names), ", ".join(kinds), trainable / 1e6,
+    )  # fmt: skip
     return wrapped
 
 
@@ -115,9 +155,11 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         base: Any = layer.get_base_layer()
         plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
         with torch.no_grad():
-            delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             weight = dequantize_module_weight(base) if hasattr(base, "quant_state") else base.weight
-            plain.weight = nn.Parameter((weight + delta).to(weight.dtype if weight.is_floating_point() else dtype), requires_grad=False)
+            for adapter in layer.active_adapters:
+                variant = layer.lora_variant.get(adapter)
+                weight = weight + layer.get_delta_weight(adapter) if variant is None else variant.merge_safe(layer, adapter, weight.clone())
+            plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         plain.bias = base.bias
         return plain
 

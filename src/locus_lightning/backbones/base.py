@@ -90,11 +90,7 @@ class Backbone(nn.Module, ABC):
         return None
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Prompt]:
-        """The rest of :meth:`encode`.
-
-        Raises:
-            ConfigError: the backbone does not prepare prompts apart.
-        """
+        """The rest of :meth:`encode`; a backbone that prepares nothing refuses."""
         raise ConfigError(f"{type(self).__name__} does not prepare prompts apart from encoding them.")
 
     @abstractmethod
@@ -194,6 +190,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def set_trainable(self, *, vision: bool | None = None) -> None:
         """Choose what gradients reach: adapters or the language model, and the vision side as asked (None: as configured)."""
+
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser is given: parameters that train, or groups of them with ``lr_factor``, how many times the rate they get."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @abstractmethod
     def freeze_reference(self) -> None:

@@ -150,6 +150,14 @@ class HFBackbone(Facts):
         self._vision_moves = vision
         self._changed |= {name for name, p in self.named_parameters() if p.requires_grad}
 
+    def parameter_groups(self) -> list[Any]:
+        """See :meth:`Backbone.parameter_groups`."""
+        if self.lora is None or self.lora.plus == 1:
+            return super().parameter_groups()
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        faster = [p for name, p in trained if "lora_B" in name]
+        return [{"params": [p for name, p in trained if "lora_B" not in name]}, {"params": faster, "lr_factor": self.lora.plus}]
+
     def freeze_reference(self) -> None:
         """See :meth:`Backbone.freeze_reference`; the frozen vision side is shared, not copied."""
         if self.lora or self.reference is not None:

@@ -181,7 +181,9 @@ class TaskModule(ResumableModule):
         """The optimiser over what is trainable, with a warm-up and a schedule by step."""
         from transformers import get_scheduler
 
-        optimizer = self.optimizer_callable([p for p in self.backbone.parameters() if p.requires_grad])
+        optimizer = self.optimizer_callable(self.backbone.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_factor", 1.0)
         steps = self.trainer.estimated_stepping_batches
         if self.schedule != "constant" and steps == float("inf"):
             raise ConfigError(f"model.schedule is {self.schedule}, which needs an end: set trainer.max_steps or trainer.max_epochs.")

@@ -40,6 +40,8 @@ class MuonAdamW(Optimizer):
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"MuonAdamW needs torch 2.9 or later; this is {torch.__version__}. Use torch.optim.AdamW.")
         parameters = list(params)
+        if any(isinstance(one, dict) for one in parameters):
+            raise ConfigError("MuonAdamW makes groups of its own and takes none (backbone.lora.plus); use torch.optim.AdamW.")
         matrices = [p for p in parameters if p.dim() == 2 and not is_embedding(p)]
         chosen = {id(p) for p in matrices}
         rest = [p for p in parameters if id(p) not in chosen]

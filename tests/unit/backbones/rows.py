@@ -11,10 +11,10 @@ from tests.conftest import contents
 SIX = SamplingParams(max_new_tokens=6, temperature=0.8)
 
 
-def rollouts(backbone, samples, n=3, sampling=SIX, seed=0):
+def rollouts(backbone, samples, n=3, sampling=SIX, seed=0, **settings):
     torch.manual_seed(seed)
     prompts = backbone.encode(contents(backbone, samples))
-    groups = HFRollout().generate(backbone, prompts, n, sampling)
+    groups = HFRollout(**settings).generate(backbone, prompts, n, sampling)
     return prompts, groups, [[g.ids_T for g in group] for group in groups]
 
 

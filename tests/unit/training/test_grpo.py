@@ -18,6 +18,7 @@ from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.optimizers import MuonAdamW
 from locus_lightning.training.rollout_batch import BatchPlan, RolloutBatch, counted, pack_state, unpack_state
 from locus_lightning.training.sft import SupervisedModule
 from locus_lightning.types import Generation
@@ -456,3 +457,18 @@ def test_entropies_carry_a_gradient_where_the_objective_asks(make_backbone, samp
             values.append(backbone.logps(prompts, answers)[1].sum())
             head -= step * direction
     assert float((gradient * direction).sum()) == pytest.approx(float(values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+def test_b_matrices_train_at_their_own_rate_under_any_schedule():
+    from locus_lightning.backbones.adapters import LoRA
+
+    model = module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2, plus=16)), schedule="linear", warmup_ratio=0.0)
+    run = trainer(max_steps=2)
+    run.fit(model, datamodule=data(1))
+    slow, fast = run.optimizers[0].param_groups
+    assert (slow["initial_lr"], fast["initial_lr"]) == (0.1, 1.6)
+    with pytest.raises(ConfigError, match="takes none"):
+        trainer().fit(
+            module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2, plus=16)), optimizer=lambda p: MuonAdamW(p)),
+            datamodule=data(1),
+        )
