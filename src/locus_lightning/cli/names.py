@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import re
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from locus_lightning import plugins
+from locus_lightning.cli.class_files import importable
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.config_files import locate, read_full
 from locus_lightning.training.config_form import classes_of, common_settings, read_config
@@ -38,13 +40,13 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ConfigError: a configuration file is missing or is not YAML.
         PluginError: a name is unknown, claimed twice, or fails to import.
     """
-    pairs = list(_pairs(arguments))
+    pairs = [(key, _importable_text(value)) for key, value in _pairs(arguments)]
     model, backbone = _classes_by_option(pairs)
     files: list[tuple[Path, dict[str, Any]]] = []
     for key, value in pairs:
         if key in ("--config", "-c") and value is not None:
             path = locate(Path(value))
-            full = read_full(path, model, backbone)
+            full = importable(read_full(path, model, backbone), path.parent)
             own_model, own_backbone = classes_of(full)
             model, backbone = own_model or model, own_backbone or backbone
             _import_named("", full)
@@ -64,6 +66,18 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             prepared.append(f"{key}={value}")
     ready = iter([_on_disk(path, full, family) for path, full in files])
     return [f"--config={next(ready)}" if item in ("--config", "-c") else item for item in prepared]
+
+
+def _importable_text(text: str | None) -> str | None:
+    """An option's value with the classes in it that are named by file as dotted paths."""
+    if text is None or ".py:" not in text:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # the parser says what is wrong with it
+    done = importable(value, Path())
+    return text if done == value else done if isinstance(done, str) else json.dumps(done)
 
 
 def _classes_by_option(pairs: Sequence[tuple[str, str | None]]) -> tuple[str | None, str | None]:
