@@ -14,8 +14,15 @@ from locus_lightning.errors import ConfigError, PluginError
 
 
 def plugins_command(arguments: Sequence[str]) -> int:
-    """List plugins from metadata; ``--check`` imports each one. Returns 1 when a check fails."""
-    parser = argparse.ArgumentParser("locus plugins", description="List reward, cue sampler and backbone plugins.")
+    """List plugins from metadata; ``--check`` imports each one; ``new`` writes a package. Returns 1 when a check fails."""
+    if arguments[:1] == ["new"]:
+        from locus_lightning.cli.new_plugin import new_command
+
+        return new_command(arguments[1:])
+    parser = argparse.ArgumentParser(
+        "locus plugins",
+        description="List reward, cue sampler, task and backbone plugins; `locus plugins new --help` tells how to begin one.",
+    )
     parser.add_argument("kind", nargs="?", choices=plugins.KINDS, help="only this kind")
     parser.add_argument("--check", action="store_true", help="import every plugin and say what fails")
     parser.add_argument("--json", action="store_true", help="machine-readable")

@@ -27,7 +27,7 @@ training and evaluation (every option of model, data and trainer is available: l
 
 beside them
   configs    list the configurations that come with it, copy one   locus configs copy llava.yaml
-  plugins    list reward, cue sampler and backbone plugins   locus plugins [KIND] [--check] [--json]
+  plugins    list plugins, write a package for a new one   locus plugins [KIND] [--check] | new reward NAME
   backbones  families of models and how they write boxes     locus backbones [CHECKPOINT] [--json]
   data       build a cue corpus, look through it             locus data build | inspect | text-cues
   smallstar  write a benchmark of small things to a folder   locus smallstar FOLDER

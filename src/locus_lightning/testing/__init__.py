@@ -18,9 +18,12 @@ from locus_lightning.cue_samplers.base import CueSampler, checked_windows
 from locus_lightning.errors import PluginError
 from locus_lightning.rewards.base import Reward, checked_scores
 from locus_lightning.tasks.base import Task
+from locus_lightning.testing.models import check_backbone, check_objective, check_rollout, toy_tokenizer
 from locus_lightning.types import Completion, Cue, CueSample, CueWindow, IntBox, SceneObject
 
-__all__ = ["check_cue_sampler", "check_reward", "check_task", "example_sample"]
+__all__ = [
+    "check_backbone", "check_cue_sampler", "check_objective", "check_reward", "check_rollout", "check_task", "example_sample", "toy_tokenizer",
+]  # fmt: skip
 
 _TEXTS = ("", "<think></think><answer>[1, 2, 3, 4]</answer>", "<answer>", "[[[[", "ünïcode \x00", "9" * 5000)
 
