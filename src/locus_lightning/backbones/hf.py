@@ -142,10 +142,10 @@ class HFBackbone(Facts):
     def set_trainable(self, *, vision: bool | None = None) -> None:
         """See :meth:`Backbone.set_trainable`."""
         vision = self.train_vision if vision is None else vision
-        side = set(loading.vision_parameters(self.hf))
+        side, unread = set(loading.vision_parameters(self.hf)), loading.unread_parameters(self.hf)
         for name, parameter in self.model.named_parameters():
             language = "lora_" in name if self.lora else True
-            wanted = vision if parameter in side else language
+            wanted = vision and parameter not in unread if parameter in side else language
             parameter.requires_grad_(wanted and parameter.is_floating_point())
         self._vision_moves = vision
         self._changed |= {name for name, p in self.named_parameters() if p.requires_grad}

@@ -7,6 +7,7 @@ that happens to match, and is printed.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import torch
@@ -81,6 +82,24 @@ def vision_parameters(model: Any) -> list[nn.Parameter]:
     """Parameters that are neither the language model's nor the head's."""
     language = {id(p) for p in (*language_model(model).parameters(), *model.get_output_embeddings().parameters())}
     return [p for p in model.parameters() if id(p) not in language]
+
+
+def unread_parameters(model: Any) -> set[nn.Parameter]:
+    """Parameters of the vision tower that no output depends on: its pooling head, and what lies behind the layer whose features are taken.
+
+    They would never get a gradient, which DDP takes for a mistake.
+    """
+    tower, chosen = getattr(model.base_model, "vision_tower", None), getattr(model.config, "vision_feature_layer", None)
+    if tower is None:
+        return set()
+    named = dict(tower.named_parameters())
+    depths = {name: int(match[1]) for name in named if (match := re.search(r"\blayers\.(\d+)\.", name))}
+    layers = max(depths.values(), default=-1) + 1
+    taken = [chosen] if isinstance(chosen, int) else list(chosen or [])
+    read = max((layers + 1 + layer if layer < 0 else layer for layer in taken), default=layers)
+    unread = {name for name, depth in depths.items() if depth >= read}
+    unread |= {name for name in named if re.search(r"(^|\.)head\.", name) or (taken and "post_layernorm" in name)}
+    return {named[name] for name in unread}
 
 
 def _language_linears(model: Any) -> list[str]:

@@ -14,6 +14,7 @@ from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Item, limited, only_readable
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
 from locus_lightning.evaluation.extract import extract_letter
+from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import ask
 from locus_lightning.training.base import TaskModule
 
@@ -57,10 +58,15 @@ class DownstreamAccuracy(L.Callback):
         """Answer and log; of several processes each takes its share."""
         if not isinstance(pl_module, TaskModule):
             return
-        figures = accuracy(pl_module, self.items, self.max_new_tokens, self.batch_size)
+        rank, world = trainer.global_rank, trainer.world_size
+        scores = accuracy(pl_module, self.items[rank::world], self.max_new_tokens, self.batch_size)
         if self.attention:
-            figures["aib"] = attention_in_box(pl_module, self.items, self.attention)
-        figures = pl_module.mean_over_ranks(figures)
+            scores["aib"] = attention_in_box(pl_module, with_boxes(self.items, self.attention)[rank::world])
+        of_ranks = from_all(scores, world)
+        together = {
+            kind: [score for part in of_ranks for score in part.get(kind, [])] for kind in sorted({k for part in of_ranks for k in part})
+        }
+        figures = {kind: sum(values) / len(values) for kind, values in together.items() if values}
         name = "smallstar" if self.suite == "smallstar" else Path(self.suite).name
         figures = {f"eval/{name}{'_' if kind else ''}{kind}": value for kind, value in figures.items()}
         if trainer.sanity_checking:
@@ -71,8 +77,8 @@ class DownstreamAccuracy(L.Callback):
             pl_module.log_dict(figures, rank_zero_only=True)
 
 
-def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_size: int) -> dict[str, float]:
-    """Share of right answers, greedy, by kind; under the empty name over all questions."""
+def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_size: int) -> dict[str, list[float]]:
+    """1 for each right answer and 0 for each wrong one, greedy, by kind; under the empty name of all questions."""
     right: defaultdict[str, list[float]] = defaultdict(list)
     for start in range(0, len(items), batch_size):
         some = items[start : start + batch_size]
@@ -81,16 +87,25 @@ def accuracy(module: TaskModule, items: list[Item], max_new_tokens: int, batch_s
             score = float(extract_letter(answer.text, item.options) == item.label)
             right[item.kind].append(score)
             right[""].append(score)
-    return {kind: sum(scores) / len(scores) for kind, scores in right.items()}
+    return dict(right)
 
 
-def attention_in_box(module: TaskModule, items: list[Item], number: int) -> float:
-    """Mean Attention-in-Box of the layer-averaged map over the first ``number`` items with boxes.
+def with_boxes(items: list[Item], number: int) -> list[Item]:
+    """The first ``number`` items with boxes.
 
     Raises:
-        ConfigError: none has boxes, or the backbone does not say where its image tokens look.
+        ConfigError: none has boxes.
     """
     some = [item for item in items if item.boxes][:number]
     if not some:
         raise ConfigError("DownstreamAccuracy.attention needs a suite with boxes; set it to 0.")
-    return sum(attention_map(module.backbone, item.question()).in_box(item.boxes)[0] for item in some) / len(some)
+    return some
+
+
+def attention_in_box(module: TaskModule, items: list[Item]) -> list[float]:
+    """Attention-in-Box of the layer-averaged map, for each item.
+
+    Raises:
+        ConfigError: the backbone does not say where its image tokens look.
+    """
+    return [float(attention_map(module.backbone, item.question()).in_box(item.boxes)[0]) for item in items]

@@ -18,6 +18,7 @@ from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
+from locus_lightning.training.checks import check_strategy
 from locus_lightning.training.resume import ResumableModule
 from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt, Question
 
@@ -131,6 +132,7 @@ class TaskModule(ResumableModule):
         """
         if self.trainer.strategy.root_device.type == "mps":
             raise ConfigError("trainer.accelerator is mps, which has no float64 for the figures; set trainer.accelerator: cpu.")
+        check_strategy(self.trainer.strategy)
         passes, clip = self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val
         if not isinstance(passes, int) or passes < 1:
             raise ConfigError(f"trainer.accumulate_grad_batches is {passes}; it is at least 1.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.base import check_fit
@@ -73,3 +73,32 @@ def check_backbone(module: LocusModule) -> None:
             "backbone.lora with backbone.train_vision has no reference model for objective.kl_coef: with the adapter off the tower has "
             "still moved; set objective.kl_coef to 0, or train_vision to false."
         )
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse a strategy that cannot carry rollouts: one whose processes hold pieces of the weights.
+
+    Completions end at different times on different processes, so that a forward pass that gathers weights from all of them would wait for ever.
+
+    Raises:
+        ConfigError: names it and those that work.
+    """
+    kind = type(strategy).__name__
+    stage = _zero_stage(strategy)
+    if kind in ("FSDPStrategy", "ModelParallelStrategy") or stage == 3:
+        name = "deepspeed_stage_3" if stage == 3 else "fsdp" if kind == "FSDPStrategy" else "a model-parallel one"
+        raise ConfigError(
+            f"trainer.strategy is {name}, whose processes hold pieces of the weights; rollouts of different length would wait for each other for "
+            "ever. Use ddp with adapters (quantize: nf4 where the model is too large for a card), or deepspeed_stage_2 for all weights."
+        )
+    if kind not in ("SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy"):
+        raise ConfigError(f"trainer.strategy is {kind}, which has not been tried; use one device, ddp, or deepspeed_stage_1 or _2.")
+
+
+def _zero_stage(strategy: Any) -> int | None:
+    config = getattr(strategy, "config", None)
+    return (
+        config.get("zero_optimization", {}).get("stage")
+        if type(strategy).__name__ == "DeepSpeedStrategy" and isinstance(config, dict)
+        else None
+    )

@@ -17,6 +17,7 @@ from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import SamplingParams
+from locus_lightning.training.checks import check_strategy
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.optimizers import MuonAdamW
 from locus_lightning.training.rollout_batch import BatchPlan, RolloutBatch, counted, pack_state, unpack_state
@@ -472,3 +473,35 @@ def test_b_matrices_train_at_their_own_rate_under_any_schedule():
             module(backbone=FAMILIES["llava"]("toy:llava", lora=LoRA(rank=2, plus=16)), optimizer=lambda p: MuonAdamW(p)),
             datamodule=data(1),
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [("FSDPStrategy", None, r"fsdp.*pieces of the weights.*ddp"), ("ModelParallelStrategy", None, "pieces of the weights"),
+     ("DeepSpeedStrategy", {"zero_optimization": {"stage": 3}}, "deepspeed_stage_3"), ("XLAStrategy", None, "has not been tried"),
+     ("DeepSpeedStrategy", {"zero_optimization": {"stage": 2}}, None), ("DDPStrategy", None, None)],
+)  # fmt: skip
+def test_strategies_that_shard_weights_are_refused_before_they_load(kind, config, message):
+    strategy = type(kind, (), {"config": config})()
+    if message is None:
+        return check_strategy(strategy)
+    with pytest.raises(ConfigError, match=message):
+        check_strategy(strategy)
+
+
+def test_every_parameter_that_trains_is_read(make_backbone, family, samples):
+    """DDP stops at parameters that get no gradient; a tower's pooling head and what lies behind the layer that is taken get none."""
+    backbone = make_backbone(family, train_vision=True)
+    prompts = backbone.encode(contents(backbone, samples[:1]))
+    backbone.logps(prompts, [[backbone.tokenize_answer("[1, 2]")]])[0].sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert any("vision" in name or "visual" in name for name, p in backbone.named_parameters() if p.requires_grad)
+
+
+def test_layers_behind_the_one_that_is_taken_are_not_trained(make_backbone):
+    backbone = make_backbone("llava_onevision", train_vision=True)
+    backbone.hf.config.vision_feature_layer = -2
+    backbone.set_trainable()
+    tower = {name: p.requires_grad for name, p in backbone.hf.model.vision_tower.named_parameters()}
+    assert not any(trains for name, trains in tower.items() if "layers.1." in name or "post_layernorm" in name)
+    assert all(trains for name, trains in tower.items() if "layers.0." in name)
