@@ -20,8 +20,8 @@ class Broken(GRPO):
     bad: range = range(0)
     calls = 0
 
-    def __call__(self, *arguments):
-        loss, figures = super().__call__(*arguments)
+    def __call__(self, *arguments, **more):
+        loss, figures = super().__call__(*arguments, **more)
         Broken.calls += 1
         return (loss * math.nan if Broken.calls - 1 in Broken.bad else loss), figures
 

@@ -303,7 +303,10 @@ def test_a_missing_file_is_said_before_the_libraries_load():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.strip() == "locus: the configuration file nowhere.yaml does not exist."
+    assert (
+        done.stderr.strip()
+        == "locus: the configuration file nowhere.yaml does not exist (locus configs lists those that come with the package)."
+    )
 
 
 def test_help_and_version(locus):

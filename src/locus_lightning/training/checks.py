@@ -91,6 +91,8 @@ def check_strategy(strategy: Any) -> None:
             f"trainer.strategy is {name}, whose processes hold pieces of the weights; rollouts of different length would wait for each other for "
             "ever. Use ddp with adapters (quantize: nf4 where the model is too large for a card), or deepspeed_stage_2 for all weights."
         )
+    if kind == "DeepSpeedStrategy" and strategy.root_device.type != "cuda":
+        raise ConfigError("trainer.strategy is deepspeed, which runs on CUDA GPUs alone; use ddp, or one device.")
     if kind not in ("SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy"):
         raise ConfigError(f"trainer.strategy is {kind}, which has not been tried; use one device, ddp, or deepspeed_stage_1 or _2.")
 

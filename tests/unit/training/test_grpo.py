@@ -301,7 +301,7 @@ def test_a_step_that_is_not_finite_is_skipped(caplog):
     model.backbone.load()
     before = {n: p.clone() for n, p in model.backbone.named_parameters()}
     original = model.objective.__class__.__call__
-    model.objective.__class__.__call__ = lambda self, *a: (original(self, *a)[0] * float("nan"), original(self, *a)[1])
+    model.objective.__class__.__call__ = lambda self, *a, **k: (original(self, *a, **k)[0] * float("nan"), original(self, *a, **k)[1])
     try:
         trainer().fit(model, datamodule=data())
     finally:
@@ -482,10 +482,15 @@ def test_b_matrices_train_at_their_own_rate_under_any_schedule():
      ("DeepSpeedStrategy", {"zero_optimization": {"stage": 2}}, None), ("DDPStrategy", None, None)],
 )  # fmt: skip
 def test_strategies_that_shard_weights_are_refused_before_they_load(kind, config, message):
-    strategy = type(kind, (), {"config": config})()
+    strategy = type(kind, (), {"config": config, "root_device": torch.device("cuda")})()
     if message is None:
         return check_strategy(strategy)
     with pytest.raises(ConfigError, match=message):
+        check_strategy(strategy)
+    strategy.root_device = torch.device("cpu")
+    with pytest.raises(
+        ConfigError, match=r"CUDA GPUs alone" if kind == "DeepSpeedStrategy" and config["zero_optimization"]["stage"] < 3 else message
+    ):
         check_strategy(strategy)
 
 
