@@ -46,6 +46,7 @@ from locus_lightning.cli.setup import (
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError
 from locus_lightning.files import whole
+from locus_lightning.study.run_page import PAGE, write_page
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.cold_start import ColdStart, cold_start
 from locus_lightning.training.grpo import LocusModule
@@ -199,7 +200,16 @@ class LocusCLI(LightningCLI):
             self.summary.finish(folder, self.model, after, seed, data)
             log_hyperparameters(self.trainer, self.model.task, self.config["fit"].as_dict(), after)
             if folder is not None:
+                self._write_page(folder)
                 print(f"run folder: {folder}   (tensorboard --logdir {folder.parent})")
+
+    @staticmethod
+    def _write_page(folder: Path) -> None:
+        """The run's page. The run is over and saved: what goes wrong here is a warning."""
+        try:
+            print(f"report: {write_page([folder], folder / PAGE)}")
+        except Exception as cause:
+            log.warning("the page about this run could not be written (%s: %s); try locus report %s.", type(cause).__name__, cause, folder)
 
     def _validate(self) -> dict[str, float]:
         if self.trainer.limit_val_batches == 0:

@@ -23,6 +23,7 @@ training and evaluation (every option of model, data and trainer is available: l
   export     a run's model as a Hugging Face folder     locus export runs/llava/version_0 FOLDER
   eval       a benchmark on image + question        locus eval MODEL --suite smallstar --compare MODEL
   analyze    where a model looks                    locus analyze attention MODEL --against MODEL
+  report     a page about a run, or several             locus report runs/tiny/version_0
   study      runs that differ in one thing each        locus study STUDY.yaml
 
 beside them
@@ -56,6 +57,7 @@ _SMALL = {
     "eval": "eval:eval_command",
     "analyze": "analyze:analyze_command",
     "study": "study:study_command",
+    "report": "report:report_command",
     "configs": "configs:configs_command",
     "plugins": "info:plugins_command",
     "backbones": "info:backbones_command",
