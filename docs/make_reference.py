@@ -63,6 +63,11 @@ HEAD = """# Configuration reference
 Made from the code by `docs/make_reference.py`. `trainer` takes the arguments of Lightning's `Trainer`, with these defaults of our
 own: `num_sanity_val_steps: -1` (validate before training), `check_val_every_n_epoch: null` (so `val_check_interval` counts
 micro-steps), `log_every_n_steps: 1`, `enable_checkpointing: false` (`checkpoints` does it). `seed_everything` is 0.
+
+A configuration that is not in the working directory is taken from the package (`locus configs` lists them, `locus configs copy llava.yaml` writes one
+here). It may build on another: `base: tiny.yaml` takes that file, beside it or from the package, and puts this one's values over it, key by key. A list
+replaces a list, and the settings of a class replace those of another class. Short forms: `checkpoint:` at the top, and settings of the backbone and the
+model without `class_path` and `init_args`. A class may stand in a file of yours: `class_path: rewards.py:MyReward`.
 """
 
 
