@@ -39,7 +39,7 @@ CORE = {
     "rollout/hf.py": f"{UNIT}/backbones/test_decoding.py {UNIT}/backbones/test_captured.py",
     "rollout/decoding.py": f"{UNIT}/backbones/test_decoding.py {UNIT}/backbones/test_captured.py -k not mistral and not smolvlm and not onevision",
     "backbones/adapters.py": f"{UNIT}/backbones/test_decoding.py {UNIT}/backbones/test_loading.py -k adapters or merging or trace",
-    "backbones/shared_prefix/cache.py": f"{UNIT}/backbones/test_captured.py -k uncaptured or sampling",
+    "backbones/shared_prefix/cache.py": f"{UNIT}/backbones/test_captured.py {UNIT}/backbones/test_decoding.py -k uncaptured or sampling or kept_once",
     "backbones/shared_prefix/packing.py": f"{UNIT}/backbones/test_packing.py",
     "tasks/parsing.py": f"{UNIT}/tasks",
 }
@@ -83,7 +83,7 @@ def _without_effect(tree: ast.Module) -> set[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             nodes += node.decorator_list
-        elif (isinstance(node, ast.keyword) and node.arg in ("prog_bar", "logger", "batch_size", "maxsplit")) or (
+        elif (isinstance(node, ast.keyword) and node.arg in ("prog_bar", "logger", "batch_size", "maxsplit", "strict")) or (
             isinstance(node, ast.AugAssign | ast.Assign) and "perf_counter" in ast.dump(node)
         ):
             nodes.append(node)

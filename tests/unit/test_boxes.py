@@ -5,9 +5,23 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from locus_lightning.boxes import BoxFrame, box_area, clip_box, constant_boxes, giou, image_box, iou, is_valid_box, size_bin
+from locus_lightning.boxes import (
+    BoxFrame,
+    box_area,
+    clip_box,
+    constant_boxes,
+    crop_window,
+    giou,
+    image_box,
+    iou,
+    is_valid_box,
+    raster,
+    size_bin,
+)
 from locus_lightning.tasks.parsing import parse_boxes, write_response
+from locus_lightning.types import CueWindow
 
 sides = st.integers(1, 4000)
 
@@ -127,3 +141,27 @@ def test_the_box_of_an_image():
 def test_frames_and_boxes_do_not_change_once_made():
     with pytest.raises(AttributeError):
         BoxFrame.thousandths((10, 10)).decimals = 3
+
+
+def test_a_raster_by_hand():
+    cells = [[0, 0, 10, 5], [10, 0, 20, 5], [20, 0, 30, 5], [0, 5, 10, 10], [10, 5, 20, 10], [20, 5, 30, 10]]
+    assert raster(2, 3, (0.0, 0.0, 30.0, 10.0)).tolist() == cells
+
+
+def test_constant_boxes_by_hand():
+    found = constant_boxes((200, 100))
+    assert found["whole image"] == (0.0, 0.0, 200.0, 100.0)
+    assert found["centre 0.5"] == (50.0, 25.0, 150.0, 75.0)
+    assert found["centre 0.1"] == pytest.approx((90.0, 45.0, 110.0, 55.0))
+
+
+def test_an_end_is_moved_back_by_the_extent_of_its_own_side():
+    """The frame is wider than high: what is beyond its height is not beyond its width."""
+    frame = BoxFrame.stretched((100, 50), (100.0, 50.0))
+    assert frame.to_text((80.2, 49.7, 80.3, 50.0)) == "[80, 49, 81, 50]"
+
+
+def test_a_window_is_cut_and_resized_to_at_least_a_pixel():
+    image = Image.new("RGB", (40, 30), "red")
+    assert crop_window(image, CueWindow((0, 0, 10, 20), "small", scale=0.5)).size == (5, 10)
+    assert crop_window(image, CueWindow((0, 0, 10, 1), "small", scale=0.1)).size == (1, 1)

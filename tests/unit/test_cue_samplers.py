@@ -116,3 +116,7 @@ def test_a_window_of_one_pixel_may_be_asked_for():
     with pytest.raises(ConfigError, match="at least 1 pixel"):
         ObjectCues(min_side=0)
     assert ObjectCues.about_objects
+
+
+def test_a_bin_with_no_share_is_left_out_of_the_mix():
+    assert ObjectCues({"tiny": 3, "small": 1, "large": 0}).mix == {"tiny": 0.75, "small": 0.25}

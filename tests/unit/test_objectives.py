@@ -225,3 +225,11 @@ def test_a_ratio_on_the_bound_is_not_caught():
         assert not caught["clip_high"].any()
     at = torch.log(torch.tensor([[[0.75]]], dtype=torch.float64))
     assert not clipped_loss(at, torch.tensor([[-1.0]]), clip_low=0.25)[1]["clip_low"].any()
+
+
+def test_cispos_loss_by_hand():
+    ratio = torch.log(torch.tensor([[[1.5, 4.0]]]))
+    logps = torch.tensor([[[-2.0, -0.5]]])
+    loss, caught = cispo_loss(logps, ratio, torch.tensor([[3.0]]), clip_high=1.0)
+    assert torch.allclose(loss, torch.tensor([[[1.5 * 3 * 2, 2.0 * 3 * 0.5]]]))
+    assert caught["clip_high"].tolist() == [[[False, True]]]

@@ -510,3 +510,13 @@ def test_layers_behind_the_one_that_is_taken_are_not_trained(make_backbone):
     tower = {name: p.requires_grad for name, p in backbone.hf.model.vision_tower.named_parameters()}
     assert not any(trains for name, trains in tower.items() if "layers.1." in name or "post_layernorm" in name)
     assert all(trains for name, trains in tower.items() if "layers.0." in name)
+
+
+def test_the_defaults_of_the_module_are_the_papers():
+    model = LocusModule(FAMILIES["llava"]("toy:llava"))
+    optimizer = model.optimizer_callable([torch.nn.Parameter(torch.zeros(2))])
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 1e-2)
+    assert (model.group_size, model.num_iterations, model.warmup_ratio, model.schedule) == (8, 1, 0.05, "constant")
+    assert (model.max_skipped_steps, model.max_failed_groups, model.reward_timeout) == (3, 0.1, 600.0)
+    assert [(reward.name, reward.weight) for reward in model.rewards] == [("iou", 0.9), ("format", 0.1)]
