@@ -51,7 +51,8 @@ def test_a_run_that_has_not_ended_and_one_with_a_csv_file(locus, tmp_path, run):
     assert status == 0, err
     facts = read_run(next((tmp_path / "csv").rglob("config.yaml")).parent)
     assert len(facts.scalars["update/loss"][1]) == 2
-    assert not facts.pictures
+    assert len(facts.pictures) == 1
+    assert facts.completions[0] == ["sample", "which", "reward", "answer", "text"]
 
 
 def test_what_models_and_files_say_is_escaped(run, tmp_path):

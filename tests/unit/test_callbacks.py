@@ -5,8 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
 
+from locus_lightning.callbacks.media import log_media, markdown
 from locus_lightning.callbacks.pictures import completions_table
+from locus_lightning.callbacks.run_folder import use_run_folder
 from locus_lightning.callbacks.summary import Summary
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.tasks.cue_search import CueMetrics, CueSearch
@@ -45,7 +49,7 @@ def test_a_sheet_holds_all_groups(group):
 
 
 def test_best_and_worst_are_in_the_table(group):
-    table = completions_table([group])
+    table = markdown(completions_table([group]))
     assert "| best | 1.00 | 10, 12, 44, 40 |" in table
     assert "| worst | 0.00 | none |" in table
     assert "a\\|b" in table
@@ -81,3 +85,44 @@ def test_the_summary_is_written_and_printed(tmp_path, capsys):
     assert written["skipped_steps"] == 2
     out = capsys.readouterr().out
     assert "0.250 -> 0.500" in out
+
+
+TABLE = [["sample", "text"], ["a", "one | two\n<b>"]]
+
+
+class _Trainer:
+    """What `log_media` asks of a trainer."""
+
+    def __init__(self, folder, *loggers):
+        self.loggers, self.fast_dev_run = list(loggers), False
+        use_run_folder(self, folder)
+
+
+def test_pictures_that_no_logger_takes_lie_in_the_runs_folder(tmp_path):
+    log_media(_Trainer(tmp_path, CSVLogger(tmp_path)), "cues", Image.new("RGB", (8, 6), "red"), "completions", TABLE, 7)
+    assert Image.open(tmp_path / "pictures" / "cues-000007.png").size == (8, 6)
+    assert "one \\| two &lt;b>" in (tmp_path / "pictures" / "completions-000007.md").read_text()
+
+
+def test_tensorboard_takes_them_and_nothing_lies_in_the_folder(tmp_path):
+    log_media(_Trainer(tmp_path, TensorBoardLogger(tmp_path)), "cues", Image.new("RGB", (8, 6)), "completions", TABLE, 7)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_weights_and_biases_offline_takes_them(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    log_media(_Trainer(tmp_path, logger), "cues", Image.new("RGB", (8, 6)), "completions", TABLE, 7)
+    logger.experiment.finish()
+    assert list(tmp_path.rglob("media/images/cues_*.png"))
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_mlflows_file_store_takes_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    pytest.importorskip("mlflow")
+    logger = MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns")
+    log_media(_Trainer(tmp_path, logger), "cues", Image.new("RGB", (8, 6)), "completions", TABLE, 7)
+    assert list(tmp_path.rglob("artifacts/pictures/cues-000007.png"))
+    assert list(tmp_path.rglob("artifacts/pictures/completions-000007.md"))

@@ -1,4 +1,4 @@
-"""What the model sees and answers, as pictures and text in TensorBoard."""
+"""What the model sees and answers, as pictures and text in the log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from locus_lightning.callbacks.loggers import disk_trouble_is_a_warning
+from locus_lightning.callbacks.media import log_media
 from locus_lightning.tasks.pictures import contact_sheet
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.types import RolloutGroup
@@ -35,24 +33,18 @@ class CuePictures(L.Callback):
             return
         self._last = trainer.global_step
         chosen = pl_module.groups[: self.groups]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                sheet = np.asarray(contact_sheet(pl_module.task, chosen))
-                with disk_trouble_is_a_warning(logger):
-                    logger.experiment.add_image("cues", sheet, self._last, dataformats="HWC")
-                    logger.experiment.add_text("completions", completions_table(chosen), self._last)
+        log_media(trainer, "cues", contact_sheet(pl_module.task, chosen), "completions", completions_table(chosen), self._last)
 
 
-def completions_table(groups: Sequence[RolloutGroup]) -> str:
-    """Best and worst completion of every group, as Markdown."""
-    lines = ["| sample | which | reward | answer | text |", "|---|---|---|---|---|"]
+def completions_table(groups: Sequence[RolloutGroup]) -> list[list[str]]:
+    """Best and worst completion of every group; the header first."""
+    rows = [["sample", "which", "reward", "answer", "text"]]
     for group in groups:
         order = sorted(range(len(group.rewards)), key=lambda i: group.rewards[i])
         for which, i in (("best", order[-1]), ("worst", order[0])):
             completion = group.completions[i]
-            cells = [str(group.sample.id), which, f"{group.rewards[i]:.2f}", _rounded(completion.answer), completion.text]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in cells) + " |")
-    return "\n".join(lines)
+            rows.append([str(group.sample.id), which, f"{group.rewards[i]:.2f}", _rounded(completion.answer), completion.text])
+    return rows
 
 
 def _rounded(answer: Any) -> str:

@@ -127,13 +127,15 @@ def figures_table(task: Task, before: dict[str, float], after: dict[str, float],
 
 
 def log_hyperparameters(trainer: L.Trainer, task: Task, config: dict[str, Any], after: dict[str, float]) -> None:
-    """Hyper-parameters beside final figures, for TensorBoard's HPARAMS tab."""
+    """Hyper-parameters for every logger; beside final figures for TensorBoard's HPARAMS tab."""
     flat = dict(_flatten("", config))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             kept = (*(f"val/{name}" for name in task.columns), "val/parse_rate")
             logger.log_hyperparams(flat, {f"final/{name.removeprefix('val/')}": after[name] for name in kept if name in after})
             logger.finalize("success")
+        else:
+            logger.log_hyperparams(flat)
 
 
 def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:

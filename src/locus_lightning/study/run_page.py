@@ -66,7 +66,10 @@ def read_run(folder: Path) -> RunFacts:
 def _events(folder: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[tuple[int, bytes]], list[list[str]]]:
     """Scalars, pictures and completions of TensorBoard's event files; of CSVLogger's file where there are none."""
     if not any(folder.glob("events.out.tfevents.*")):
-        return _csv(folder / "metrics.csv"), [], []
+        files = sorted((folder / "pictures").glob("cues-*.png"))
+        texts = sorted((folder / "pictures").glob("completions-*.md"))
+        shown = [(int(path.stem.rpartition("-")[2]), path.read_bytes()) for path in dict.fromkeys([*files[:1], *files[-1:]])]
+        return _csv(folder / "metrics.csv"), shown, _table(texts[-1].read_text(encoding="utf-8")) if texts else []
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
@@ -82,13 +85,14 @@ def _events(folder: Path) -> tuple[dict[str, tuple[list[int], list[float]]], lis
         if "completions/text_summary" in tags["tensors"]
         else ""
     )
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").replace("\\|", "\x00").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-    completions = [[cell.replace("\x00", "|").replace("&lt;", "<") for cell in row] for row in rows if not set("".join(row)) <= {"-"}]
-    return scalars, [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures, completions
+    return scalars, [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures, _table(text)
+
+
+def _table(text: str) -> list[list[str]]:
+    """The rows of a Markdown table as :func:`~locus_lightning.callbacks.media.markdown` writes it."""
+    lines = (line.strip().strip("|").replace("\\|", "\x00") for line in text.splitlines() if line.startswith("|"))
+    rows = [[cell.strip().replace("\x00", "|").replace("&lt;", "<") for cell in line.split("|")] for line in lines]
+    return [row for row in rows if not set("".join(row)) <= {"-"}]
 
 
 def _csv(path: Path) -> dict[str, tuple[list[int], list[float]]]:
