@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -39,13 +40,17 @@ def _build_parser(commands: Any) -> None:
 
     parser = commands.add_parser(
         "build",
-        help="COCO-format annotations and pictures -> a corpus",
-        description="Turn COCO-format annotations and pictures into a corpus: a parquet index, a manifest, and shards on request. "
+        help="annotations and pictures -> a corpus",
+        description="Turn annotations (COCO, YOLO, Pascal VOC, Label Studio) and pictures into a corpus: a parquet index, a manifest, and shards on request. "
         "The same settings and seed give the same corpus; a build that was stopped goes on with the same command.",
         epilog="example: locus data build --annotations instances_train2017.json --images train2017 --out corpus --preset paper",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     parser.add_argument("--preset", choices=list(_PRESETS), help="paper: 99,500 + 500 cues, tiny:small 70:30, sides of at least 16 px")
+    parser.add_argument(
+        "--format", choices=("auto", "coco", "yolo", "voc", "label-studio"), default="auto",
+        help="of the annotations: a COCO or Label Studio JSON, or a folder of YOLO's .txt or Pascal VOC's .xml files (default: auto, by the files)",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     helps = dict(re.findall(r"^ {8}(\w+): (.+)$", BuildSettings.__doc__ or "", re.MULTILINE))
     for field in dataclasses.fields(BuildSettings):
@@ -66,7 +71,9 @@ def _build_parser(commands: Any) -> None:
 
 def _build(options: argparse.Namespace) -> int:
     from locus_lightning.data.corpus.build import BuildSettings, build
+    from locus_lightning.data.formats import coco_file
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = [field.name for field in dataclasses.fields(BuildSettings)]
     stated = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     preset = _PRESETS.get(options.preset, {})
@@ -75,6 +82,10 @@ def _build(options: argparse.Namespace) -> int:
             print(f"--{name.replace('_', '-')} {stated[name]} takes the place of {preset[name]} in the preset {options.preset}.")
     if options.workers < 1:
         raise ConfigError(f"--workers is {options.workers}; it is at least 1.")
+    for key, pictures in (("annotations", "images"), ("val_annotations", "val_images")):
+        if key in stated:
+            folder, beside = stated.get(pictures) or stated["images"], options.out.with_name(f"{options.out.name}.{key}.json")
+            stated[key] = str(coco_file(Path(stated[key]), Path(folder), options.format, beside))
     manifest = build(BuildSettings(**{**preset, **stated}), options.out, options.workers)
     _print_manifest(manifest, options.out)
     return 0

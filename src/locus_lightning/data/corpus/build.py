@@ -49,7 +49,7 @@ class BuildSettings:
     """What decides a corpus; a change of any of these makes another one.
 
     Args:
-        annotations: The COCO-format JSON.
+        annotations: The annotations: a COCO-format JSON, or another format (see --format).
         images: The folder of its pictures.
         val_annotations: The annotation file of the validation pictures; null splits by picture.
         val_images: The folder of the validation pictures; null is ``images``.
