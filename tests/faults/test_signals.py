@@ -21,10 +21,18 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def not_ignored():
+    """Tests that were started with nohup inherit that SIGHUP is ignored, which a run respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("hook", "step", "signums", "status"), CASES, ids=lambda v: "+".join(s.name for s in v) if isinstance(v, tuple) else v
 )
-def test_a_signal_loses_nothing(locus, tmp_path, inject, whole_run, hook, step, signums, status):
+def test_a_signal_loses_nothing(locus, tmp_path, inject, whole_run, hook, step, signums, status, not_ignored):
     ended, _, err = locus("fit", *RUN, inject(hook, step, send(*signums)))
     assert ended == status, err
     assert "continue with: locus fit" in err

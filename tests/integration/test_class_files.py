@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Halved(GRPO):
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def forget(monkeypatch):
+    monkeypatch.setenv("LOCUS_CLASS_FOLDERS", "")
     path, known = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path
@@ -68,3 +70,17 @@ def test_a_file_that_cannot_serve_is_refused_in_a_sentence(locus, tmp_path, name
     assert status == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_processes_for_other_ranks_find_the_file(tmp_path):
+    """Their arguments have been written out by the process that started them."""
+    (tmp_path / "my_rewards.py").write_text(SOURCE)
+    (tmp_path / "json.py").write_text("raise RuntimeError('a file of the user stands before a library')\n")
+    code = (
+        "import os, subprocess, sys; from locus_lightning.cli.names import prepare\n"
+        f"arguments = prepare(['fit', '--model.objective=' + {str(tmp_path / 'my_rewards.py')!r} + ':Halved'])\n"
+        "assert arguments[1] == '--model.objective=my_rewards.Halved', arguments\n"
+        "child = 'import sys, json; from locus_lightning.cli.names import prepare; prepare(sys.argv[1:]); import my_rewards'\n"
+        "raise SystemExit(subprocess.run([sys.executable, '-c', child, *arguments]).returncode)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,6 +14,15 @@ from locus_lightning.errors import PluginError
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 
 
+_FOLDERS = "LOCUS_CLASS_FOLDERS"
+"""The environment variable by which processes for other ranks learn where such files lie: their arguments have dotted paths already."""
+
+
+def look_through_folders() -> None:
+    """Let modules be imported from the folders of the user's class files."""
+    sys.path += [folder for folder in os.environ.get(_FOLDERS, "").split(os.pathsep) if folder and folder not in sys.path]
+
+
 def importable(value: Any, folder: Path) -> Any:
     """A value with every ``FILE.py:NAME`` in it as a dotted path that can be imported.
 
@@ -48,11 +57,14 @@ def _dotted(file: str, name: str, folder: Path) -> str:
 
 
 def _imported(path: Path, what: str) -> Any:
-    """The file as a module of its own name; processes that are started for other ranks find it too."""
+    """The file as a module of its own name; processes that are started for other ranks find it too.
+
+    Its folder is looked through last, so that no other file in it can stand before a library of that name.
+    """
     known = sys.modules.get(path.stem)
     if known is None:
-        sys.path.insert(0, str(path.parent))
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(path.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ[_FOLDERS] = os.pathsep.join([*filter(None, os.environ.get(_FOLDERS, "").split(os.pathsep)), str(path.parent)])
+        look_through_folders()
         try:
             known = importlib.import_module(path.stem)
         except Exception as cause:  # code of the user's fails in its own ways

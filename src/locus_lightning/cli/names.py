@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from locus_lightning import plugins
-from locus_lightning.cli.class_files import importable
+from locus_lightning.cli.class_files import importable, look_through_folders
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.config_files import locate, read_full
 from locus_lightning.training.config_form import classes_of, common_settings, read_config
@@ -40,6 +40,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ConfigError: a configuration file is missing or is not YAML.
         PluginError: a name is unknown, claimed twice, or fails to import.
     """
+    look_through_folders()
     pairs = [(key, _importable_text(value)) for key, value in _pairs(arguments)]
     model, backbone = _classes_by_option(pairs)
     files: list[tuple[Path, dict[str, Any]]] = []
