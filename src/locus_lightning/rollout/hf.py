@@ -88,6 +88,7 @@ class HFRollout(RolloutEngine):
         device = prompts[0].ids_P.device
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
-        of_ours = torch.cuda.get_per_process_memory_fraction(device) * total - reserved  # a process may be held to a share of the card
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # of torch 2.8 and later
+        of_ours = share * total - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
         return max(1, int(SHARE * (min(free, of_ours) + unused) / each))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -159,11 +160,21 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
     return (of_prompt + product_in_float32(of_own, value)).to(value.dtype).reshape(rows, heads, width)
 
 
+@cache
+def _sums_in_float32(dtype: torch.dtype) -> bool:
+    """Whether this torch multiplies batches of 16-bit matrices into float32 on CUDA; it does from 2.8 on."""
+    one = torch.ones(1, 1, 1, device="cuda", dtype=dtype)
+    try:
+        return torch.bmm(one, one, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):
+        return False
+
+
 def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
     """(..., M, N) of (..., M, K) and (..., K, N), both of four dimensions: 16-bit factors, float32 sums. Other types are multiplied as they are."""
     if a.dtype.itemsize >= 4:
         return a @ b
-    if a.device.type != "cuda":
+    if a.device.type != "cuda" or not _sums_in_float32(a.dtype):
         return a.float() @ b.float()
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, a.shape[:2])
 
