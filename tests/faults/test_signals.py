@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,12 +102,40 @@ def test_a_process_that_is_told_to_end_says_so_and_saves(locus_process, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 6.0])
+@pytest.mark.parametrize("seconds", [0.2, 5.0])
 def test_ctrl_c_while_libraries_and_weights_load_is_said(locus_process, seconds):
-    process = locus_process("fit", *RUN, "--trainer.max_steps=10000")
+    process, deadline = locus_process("fit", *RUN, "--trainer.max_steps=10000"), time.monotonic() + 120
+    maps = Path(f"/proc/{process.pid}/maps")
+    while maps.exists() and "libtorch" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)  # before that Python itself may not have come to the command yet
     time.sleep(seconds)  # somewhere in the imports, or in the loading: nothing has been trained
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopped" in said
     assert "Traceback" not in said
+
+
+def test_a_stop_that_an_import_turned_into_another_error_is_still_a_stop(monkeypatch, capsys):
+    """Seen in numpy: the exception was lost in an import, which then recursed to its end."""
+    from locus_lightning.cli import fit
+
+    class Imports:
+        def __init__(self, *arguments, **settings):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                raise RecursionError("maximum recursion depth exceeded") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            fit.run(["fit"], Imports)
+        assert ended.value.code == 130
+        assert "stopped before training began" in capsys.readouterr().err
+        fit.stop_at_once_on_ctrl_c()
+        monkeypatch.setattr(Imports, "__init__", lambda *a, **k: (_ for _ in ()).throw(RecursionError("of its own")))
+        with pytest.raises(RecursionError):
+            fit.run(["fit"], Imports)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,7 +14,7 @@ import lightning as L
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich import get_console
 
 import locus_lightning.data.coco.coco
@@ -35,6 +35,7 @@ from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperp
 from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, numbers_its_runs, runs_of
 from locus_lightning.cli.messages import mistake_behind, one_sentence, refused_by_a_class
 from locus_lightning.cli.names import prepare
+from locus_lightning.cli.save_config import SaveConfig
 from locus_lightning.cli.setup import (
     check_before_loading,
     end_with_the_launcher,
@@ -42,6 +43,7 @@ from locus_lightning.cli.setup import (
     set_up_screen,
     started_by_lightning,
     stop_at_once_on_ctrl_c,
+    stopped_early,
 )
 from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import CheckpointError, ConfigError
@@ -52,23 +54,6 @@ from locus_lightning.training.cold_start import ColdStart, cold_start
 from locus_lightning.training.grpo import LocusModule
 
 log = logging.getLogger("locus_lightning")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the full configuration of every run; continuing in a folder adds a file, it overwrites none."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Choose a free name, then save."""
-        folder, number = run_folder(trainer), 1
-        if self.already_saved or folder is None:
-            return
-        while (folder / self.config_filename).exists():
-            number += 1
-            self.config_filename = f"config-{number}.yaml"
-        if trainer.is_global_zero:
-            with whole(folder / self.config_filename) as beside:
-                self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False)
-        self.already_saved = True
 
 
 class LocusCLI(LightningCLI):
@@ -254,6 +239,16 @@ def run(arguments: Sequence[str], kind: type[LocusCLI] = LocusCLI, *, save_confi
     Raises:
         LocusError: a mistake of the user, as one sentence.
     """
+    try:
+        _run(arguments, kind, save_config)
+    except Exception:
+        if (signum := stopped_early()) is None:
+            raise
+        print("stopped before training began", file=sys.stderr)
+        raise SystemExit(128 + signum) from None
+
+
+def _run(arguments: Sequence[str], kind: type[LocusCLI], save_config: bool) -> None:
     set_up_screen()
     stop_at_once_on_ctrl_c()
     end_with_the_launcher()

@@ -20,15 +20,27 @@ from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.errors import ConfigError
 from locus_lightning.training.base import TaskModule
 
+_asked: list[int] = []
+"""Signals that came before training began."""
+
 
 def stop_at_once_on_ctrl_c() -> None:
     """Until training begins, Ctrl-C ends the command at once: there is nothing to save. Lightning would turn a KeyboardInterrupt into exit 1."""
 
+    _asked.clear()
+
     def stop(signum: int, frame: object) -> None:
+        _asked.append(signum)
         raise StopTraining(signum)
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, stop)
+
+
+def stopped_early() -> int | None:
+    """The signal that asked for a stop before training began, or None. Libraries that were being imported at that moment may have turned the
+    exception into any other."""
+    return _asked[0] if _asked else None
 
 
 def started_by_lightning() -> bool:
