@@ -11,6 +11,11 @@ from locus_lightning.backbones.toy import save_toy_checkpoint
 from locus_lightning.backbones.toy.llava import llava, llava_onevision
 from locus_lightning.backbones.toy.qwen import qwen2_5_vl
 
+QWEN2_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+"""The language model of Qwen2.5-VL-7B and LLaVA-OneVision-7B, without its vocabulary."""
+SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384}
+"""The tower of LLaVA-OneVision-7B."""
+
 
 def qwen_tiny(folder: Path) -> Path:
     """A Qwen2.5-VL of about 7 M parameters that sees pictures up to 672 px."""
@@ -45,16 +50,7 @@ def qwen_7b(folder: Path) -> Path:
     """Qwen2.5-VL-7B's shape."""
     model, processor = qwen2_5_vl()
     config = model.config
-    config.text_config.update(
-        {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-        }
-    )
+    config.text_config.update({**QWEN2_7B, "vocab_size": 152064})
     config.text_config.rope_parameters = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
     config.vision_config.update({"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584})
     config.vision_config.update({"fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112})
@@ -98,27 +94,9 @@ def onevision_7b(folder: Path) -> Path:
     """LLaVA-OneVision-7B's shape: up to four tiles of 384 px and an overview, 729 tokens each."""
     model, processor = llava_onevision()
     config = model.config
-    config.text_config.update(
-        {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152000,
-        }
-    )
+    config.text_config.update({**QWEN2_7B, "vocab_size": 152000})
     config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
-    config.vision_config.update(
-        {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-        }
-    )
+    config.vision_config.update({**SIGLIP, "patch_size": 14})
     config.image_grid_pinpoints = [[384, 384], [384, 768], [768, 384], [768, 768]]
     processor.image_processor.size = {"height": 384, "width": 384}
     processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints

@@ -110,11 +110,11 @@ def check(subject: Subject) -> dict[str, Any]:
         gradients.append(torch.cat([p.grad.flatten().float() for p in trained if p.grad is not None]))
         backbone.zero_grad()
     found["gradients packed and plain, relative difference"] = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    found["8-bit AdamW resumed, largest difference of a weight"] = resumed(subject)
+    found["8-bit AdamW resumed, largest difference of a weight"] = resumed()
     return found
 
 
-def resumed(subject: Subject) -> float:
+def resumed() -> float:
     """Three steps of paged 8-bit AdamW, against one, a saved and restored state, and two more."""
     from bitsandbytes.optim import PagedAdamW8bit
 
@@ -126,12 +126,12 @@ def resumed(subject: Subject) -> float:
             weight.grad = torch.randn_like(weight)
             optimizer.step()
             if step == save_after:
-                state = json_safe(optimizer.state_dict())
+                state = through_a_file(optimizer.state_dict())
                 optimizer = PagedAdamW8bit([weight], lr=1e-3)
                 optimizer.load_state_dict(state)
         return weight.detach()
 
-    def json_safe(state: Any) -> Any:
+    def through_a_file(state: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(state, Path(folder) / "state.pt")
             return torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=False)

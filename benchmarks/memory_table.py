@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from checkpoints import QWEN2_7B, SIGLIP
 from transformers import logging
 
 from locus_lightning.backbones import loading
@@ -18,9 +19,7 @@ from locus_lightning.backbones.toy.llava import llava, llava_onevision
 from locus_lightning.backbones.toy.qwen import qwen2_5_vl, qwen3_vl
 from locus_lightning.training import memory
 
-QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
 QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384}
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336}
 
 
@@ -39,7 +38,7 @@ def shape(build: Any, text: dict[str, Any], vision: dict[str, Any], **top: Any) 
 def models() -> dict[str, memory.Sizes]:
     """Name -> sizes."""
     return {
-        "Qwen2.5-VL-7B": shape(qwen2_5_vl, {**QWEN_7B, "vocab_size": 152064}, {**QWEN_VISION, "out_hidden_size": 3584}),
+        "Qwen2.5-VL-7B": shape(qwen2_5_vl, {**QWEN2_7B, "vocab_size": 152064}, {**QWEN_VISION, "out_hidden_size": 3584}),
         "Qwen2.5-VL-3B": shape(
             qwen2_5_vl,
             {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
@@ -53,7 +52,7 @@ def models() -> dict[str, memory.Sizes]:
             {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096,
              "deepstack_visual_indexes": [8, 16, 24]},
         ),
-        "LLaVA-OneVision-7B": shape(llava_onevision, {**QWEN_7B, "vocab_size": 152000}, SIGLIP),
+        "LLaVA-OneVision-7B": shape(llava_onevision, {**QWEN2_7B, "vocab_size": 152000}, SIGLIP),
         "LLaVA-1.5-7B": shape(
             llava,
             {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,

@@ -55,7 +55,7 @@ class LoRA:
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.rank, *self.rank_pattern.values()) < 1 if self.rank_pattern else self.rank < 1:
+        if min([self.rank, *self.rank_pattern.values()]) < 1:
             raise ConfigError(f"backbone.lora.rank is {self.rank} and rank_pattern {self.rank_pattern}; a rank is at least 1.")
         if self.plus <= 0:
             raise ConfigError(f"backbone.lora.plus is {self.plus}; it is above 0.")
@@ -138,11 +138,6 @@ def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
         for name, child in parent.named_children()
         if isinstance(child, LoraLayer) and (isinstance(child, Linear) or hasattr(child.get_base_layer(), "quant_state"))
     ]
-
-
-def merged_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the copies that :func:`merged_adapters` makes."""
-    return sum(layer.in_features * layer.out_features for _, _, layer in _adapted(model)) * dtype.itemsize
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from locus_lightning.errors import ConfigError, DataError
 from locus_lightning.evaluation.base import Item, limited, only_readable
 from locus_lightning.evaluation.benchmarks.vstar import read_vstar
 from locus_lightning.evaluation.extract import extract_letter
-from locus_lightning.ranks import from_all
+from locus_lightning.ranks import joined
 from locus_lightning.rollout.base import ask
 from locus_lightning.training.base import TaskModule
 
@@ -62,11 +62,7 @@ class DownstreamAccuracy(L.Callback):
         scores = accuracy(pl_module, self.items[rank::world], self.max_new_tokens, self.batch_size)
         if self.attention:
             scores["aib"] = attention_in_box(pl_module, with_boxes(self.items, self.attention)[rank::world])
-        of_ranks = from_all(scores, world)
-        together = {
-            kind: [score for part in of_ranks for score in part.get(kind, [])] for kind in sorted({k for part in of_ranks for k in part})
-        }
-        figures = {kind: sum(values) / len(values) for kind, values in together.items() if values}
+        figures = {kind: sum(values) / len(values) for kind, values in joined(scores, world).items() if values}
         name = "smallstar" if self.suite == "smallstar" else Path(self.suite).name
         figures = {f"eval/{name}{'_' if kind else ''}{kind}": value for kind, value in figures.items()}
         if trainer.sanity_checking:

@@ -74,7 +74,7 @@ class PreflightCallback(TrainingCallback):
         data.restrict([i for _, i, _ in probed[: max(1, len(probed) // 4)]])
         if isinstance(pl_module, LocusModule):
             pl_module.run_to_the_limit()
-            self._updates = pl_module.plan().updates(data.batch_size or 32)
+            self._updates = pl_module.plan().updates(data.prompts)
         trainer.fit_loop.epoch_loop.max_steps = 2 * self._updates
 
     def _report_model(self) -> None:
@@ -216,7 +216,7 @@ class PreflightCallback(TrainingCallback):
         engine, module = self.module.rollout, self.module
         if not isinstance(engine, HFRollout) or not isinstance(module, LocusModule):
             return
-        batch = module.trainer.datamodule.batch_size or 32  # type: ignore[attr-defined]
+        batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
         prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))]
         at_once = min(batch, engine.at_once(module.backbone, prompts, module.group_size, module.sampling))
         self.report["prompts_at_once"] = at_once

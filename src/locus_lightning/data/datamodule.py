@@ -81,10 +81,15 @@ class CueDataModule(L.LightningDataModule):
             )
         return batch_size
 
+    @property
+    def prompts(self) -> int:
+        """Prompts of a rollout batch on each process: ``batch_size``, or 32 where neither it nor a training module says."""
+        return 32 if self.batch_size is None else self.batch_size
+
     def train_dataloader(self) -> PacedLoader:
         """Prompts, paced to the micro-steps that the module takes for a rollout batch."""
         module = self.trainer.lightning_module if self.trainer else None
-        batch_size = self._enough_for(32 if self.batch_size is None else self.batch_size)
+        batch_size = self._enough_for(self.prompts)
         steps = int(module.micro_steps(batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
         sampler = ResumableSampler(len(self.datasets["train"]), batch_size, self.seed, self._rank(), self._world())
         limit = self.trainer.limit_train_batches if self.trainer else 1.0

@@ -131,13 +131,11 @@ class Decoding:
     def _results(self) -> list[list[Generation]]:
         count = int(self.count_1)
         ends_RT = torch.isin(self.ids_RT[:, :count], self.eos)
-        lengths, ended = (
-            torch.where(ends_RT.any(1), ends_RT.int().argmax(1) + 1, self.sampling.max_new_tokens).tolist(),
-            ends_RT.any(1).tolist(),
-        )
+        ended_R = ends_RT.any(1)
+        lengths_R = torch.where(ended_R, ends_RT.int().argmax(1) + 1, self.sampling.max_new_tokens)
         generations = [
             Generation(self.ids_RT[r, :length].clone(), self.logps_RT[r, :length].clone(), truncated=not end)
-            for r, (length, end) in enumerate(zip(lengths, ended, strict=True))
+            for r, (length, end) in enumerate(zip(lengths_R.tolist(), ended_R.tolist(), strict=True))
         ]
         return [generations[i : i + self.n] for i in range(0, self.rows, self.n)]
 

@@ -65,9 +65,8 @@ class HFRollout(RolloutEngine):
         return groups
 
     def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
-        device = prompts[0].ids_P.device
-        capture = device.type == "cuda" if self.capture is None else self.capture
-        return Decoding(backbone, prompts, n, sampling, capture and device.type == "cuda").run()
+        capture = self.capture is not False and prompts[0].ids_P.device.type == "cuda"
+        return Decoding(backbone, prompts, n, sampling, capture).run()
 
     def at_once(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> int:
         """How many of these prompts are decoded together."""

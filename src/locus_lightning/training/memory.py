@@ -224,7 +224,7 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
     patch: int | Sequence[int] = tower.patch_size
     side = patch if isinstance(patch, int) else patch[0]
     pixels = 3 * getattr(tower, "temporal_patch_size", 1) * side**2
-    batch = module.trainer.datamodule.batch_size or 32  # type: ignore[attr-defined]
+    batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
     at_once = getattr(module.rollout, "prompts_at_once", AT_ONCE)
     return Load(

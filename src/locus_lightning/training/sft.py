@@ -13,7 +13,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Split
 from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
-from locus_lightning.ranks import from_all
+from locus_lightning.ranks import joined
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
@@ -130,7 +130,5 @@ class SupervisedModule(TaskModule):
         own, self._scores = self._scores, {}
         if self.trainer.sanity_checking or self.stopping:
             return
-        of_ranks = from_all(own, self.trainer.world_size)
-        for kind in sorted({kind for scores in of_ranks for kind in scores}):
-            scores = [score for part in of_ranks for score in part.get(kind, [])]
+        for kind, scores in joined(own, self.trainer.world_size).items():
             self.log(f"val/task_{kind}", sum(scores) / len(scores), rank_zero_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from locus_lightning.backbones.toy.parts import llama_text, qwen2_text, toy_tokenizer, turns_in_order
+from locus_lightning.backbones.toy.parts import llama_text, narrow, qwen2_text, toy_tokenizer, turns_in_order
 
 _VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -81,19 +81,7 @@ def mistral3() -> tuple[Any, Any]:
     from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 
     tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<pad>"}, ("<|im_start|>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"))
-    text = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        sliding_window=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
+    text = MistralConfig(**narrow(tokenizer), head_dim=12, sliding_window=None)
     config = Mistral3Config(
         vision_config={**_VISION, "model_type": "pixtral", "head_dim": 12, "image_size": 112, "patch_size": 14},
         text_config=text,
@@ -115,20 +103,12 @@ def gemma3() -> tuple[Any, Any]:
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<pad>"}, ("<|im_start|>",), named=named)
     text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **narrow(tokenizer),
         "head_dim": 12,
         "query_pre_attn_scalar": 12,
         "sliding_window": 64,
         "layer_types": ["sliding_attention", "full_attention"],
         "max_position_embeddings": 4096,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
     }
     config = Gemma3Config(
         text_config=text,

@@ -63,17 +63,22 @@ def qwen2_text(tokenizer: Any) -> Any:
     """Configuration of a Qwen2, 48 wide."""
     from transformers import Qwen2Config
 
-    return Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
+    return Qwen2Config(**narrow(tokenizer))
+
+
+def narrow(tokenizer: Any) -> dict[str, Any]:
+    """The sizes of a decoder of two layers, 48 wide, whose heads share keys by twos."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
 
 
 TURNS = (
