@@ -162,6 +162,23 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def noisy_adapters(model: nn.Module, scale: float) -> Iterator[None]:
+    """While the context lasts, the B matrices hold noise of this standard deviation, the same every time. They are restored bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = [matrix.weight for _, _, layer in _adapted(model) for matrix in layer.lora_B.values()]
+    before = [weight.detach().clone() for weight in matrices]
+    try:
+        with torch.no_grad():
+            for weight in matrices:
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(matrices, before, strict=True):
+                weight.copy_(old)
+
+
 class _LowRank:
     """The products with the A matrices of several layers. They are computed when the first of these layers meets an input, and used by those
     that are given the same one."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from locus_lightning.backbones.convention import Convention
+from locus_lightning.backbones.offers import Offers
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.errors import ConfigError
 from locus_lightning.types import Content, Prepared, Prompt, Size
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Offers):
     """A vision-language model with its frame and its forward passes.
 
     Constructing one is free: it stores settings. :meth:`check` looks at the checkpoint without loading weights; :meth:`load` loads them.
@@ -211,65 +212,6 @@ class Backbone(nn.Module, ABC):
             folder: where to.
             remember: what the folder should say of the task (see ``Task.remember``).
         """
-
-    # ---- facts for reports -------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def model_family(self) -> str:
-        """What transformers calls the loaded model's family, such as ``qwen2_5_vl``."""
-
-    def skeleton(self) -> nn.Module | None:
-        """The model on the meta device, not quantised and without adapters, for counting; None where there is no such thing."""
-        return None
-
-    def decoding_bytes(self, prompt: int, group: int, completion: int) -> int:
-        """Bytes that decoding ``group`` completions of one prompt takes, keys, values and logits; 0 where that is not known.
-
-        Args:
-            prompt: tokens of the prompt.
-            group: completions.
-            completion: tokens of a completion, at most.
-        """
-        return 0
-
-    def adapted_layers(self) -> Mapping[str, int]:
-        """How many layers of each name carry an adapter."""
-        return {}
-
-    def quantised_layers(self) -> int:
-        """How many layers hold quantised weights."""
-        return 0
-
-    def image_budget(self) -> Mapping[str, Any]:
-        """The processor's own numbers that bound an image."""
-        return {}
-
-    def attention(self, prompt: Prompt, after: str = "") -> Tensor:
-        """Attention from the position that predicts the next token to the prompt's image tokens.
-
-        Args:
-            prompt: with one image.
-            after: words that the answer is taken to begin with.
-
-        Returns:
-            (L, N): mean over heads, by layer.
-
-        Raises:
-            ConfigError: the backbone does not offer this.
-        """
-        raise ConfigError(f"{type(self).__name__} does not report attention.")
-
-    def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
-        """What part of its image each image token stands for: boxes (N, 4), original pixels; empty for tokens that stand for none.
-
-        Args:
-            prompt: with one image, its pixels still there (:meth:`encode_pixels`).
-            size: (width, height) of the image.
-
-        Raises:
-            ConfigError: the family does not say.
-        """
-        raise ConfigError(f"{type(self).__name__} does not say where its image tokens look, so attention cannot be laid over an image.")
 
     # ---- modes -------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import torch
 
 from locus_lightning.backbones import toy
 from locus_lightning.backbones.checkpoint import resolve
+from locus_lightning.errors import ConfigError
 
 _KEPT = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "preprocessor_config.json",
@@ -36,6 +37,33 @@ def base_folder(checkpoint: str) -> Path | None:
         return Path(snapshot_download(checkpoint, local_files_only=True))
     except Exception:  # nothing in the cache, or no hub name
         return None
+
+
+def link_base_files(checkpoint: str, folder: Path) -> None:
+    """Lay a checkpoint's files out in a folder, weights as links; a hub checkpoint is downloaded first.
+
+    Raises:
+        ConfigError: a toy checkpoint, which is drawn anew whenever it is loaded.
+    """
+    if checkpoint.startswith(toy.PREFIX):
+        raise ConfigError(
+            f"{checkpoint} is drawn anew whenever it is loaded; write it with `locus toy FAMILY FOLDER` and name that folder."
+        )
+    local = Path(resolve(checkpoint))
+    if not local.is_dir():
+        from huggingface_hub import snapshot_download
+
+        local = Path(snapshot_download(checkpoint))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in local.iterdir():
+        place = folder / path.name
+        if not path.is_file() or path.resolve() == place.resolve():
+            continue
+        place.unlink(missing_ok=True)
+        if path.suffix in (".safetensors", ".bin"):
+            place.symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, place)
 
 
 def keep_base_files(checkpoint: str, folder: Path, dtype: torch.dtype) -> bool:

@@ -82,7 +82,7 @@ class Encoding(Backbone):
 
     def prepare(self, contents: Sequence[Content]) -> list[Prepared]:
         """See :meth:`Backbone.prepare`."""
-        prepared = self._prepare([self.prompt_text(content) for content in contents], [_pictures(content) for content in contents])
+        prepared = self._prepare([self.prompt_text(content) for content in contents], [pictures_of(content) for content in contents])
         return [replace(one, content=tuple(content)) for one, content in zip(prepared, contents, strict=True)]
 
     @staticmethod
@@ -101,7 +101,7 @@ class Encoding(Backbone):
                 before, after = self.prompt_text((first[0], _MARK)).split(_MARK)
                 continuations = ["".join(part for part in content if isinstance(part, str)) + after for content in group]
             texts.append(before)
-            images.append(_pictures(first))
+            images.append(pictures_of(first))
             ids = self.processor.tokenizer(continuations, add_special_tokens=False).input_ids
             rests.append([torch.tensor(one, dtype=torch.long, device=self.device) for one in ids])
         return self.encode_prepared(self._prepare(texts, images)), rests
@@ -143,10 +143,12 @@ class Encoding(Backbone):
         ]
 
     def _process(self, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        # A template that writes the begin-of-sequence token itself must not get another from the tokenizer.
+        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt", **self._specials(texts)))
+
+    def _specials(self, texts: Sequence[str]) -> dict[str, bool]:
+        """A template that writes the begin-of-sequence token itself must not get another from the tokenizer."""
         bos = self.processor.tokenizer.bos_token
-        more = {"add_special_tokens": False} if bos and all(text.startswith(bos) for text in texts) else {}
-        return dict(self.processor(text=list(texts), images=list(images), padding=True, return_tensors="pt", **more))
+        return {"add_special_tokens": False} if bos and all(text.startswith(bos) for text in texts) else {}
 
     def _prompt(self, prepared: Prepared) -> Prompt:
         """A prepared message on the model's device."""
@@ -248,7 +250,7 @@ class Encoding(Backbone):
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: a placeholder of an image that is not there breaks the next forward pass."""
+        """See :meth:`Backbone.banned_ids`: a placeholder of an image that is not there breaks the next forward pass."""
         config = self.hf.config
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({int(i) for name in names if isinstance(i := getattr(config, name, None), int)}))
@@ -267,5 +269,6 @@ class Encoding(Backbone):
         return self._banned_ids
 
 
-def _pictures(content: Content) -> list[Image.Image]:
+def pictures_of(content: Content) -> list[Image.Image]:
+    """The images of a message, in order."""
     return [part for part in content if not isinstance(part, str)]

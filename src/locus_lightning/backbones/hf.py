@@ -20,7 +20,7 @@ from locus_lightning.backbones import base_files, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
 from locus_lightning.backbones.embeddings import mark_embedding
-from locus_lightning.backbones.facts import Facts
+from locus_lightning.backbones.serving import Serving
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.backbones.token_logps import CHUNK, token_logps
@@ -30,7 +30,7 @@ from locus_lightning.types import Content, Prompt
 log = logging.getLogger(__name__)
 
 
-class HFBackbone(Facts):
+class HFBackbone(Serving):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:

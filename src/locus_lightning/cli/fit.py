@@ -21,6 +21,7 @@ import locus_lightning.data.coco.coco
 import locus_lightning.data.corpus.corpus
 import locus_lightning.data.synthetic.curriculum
 import locus_lightning.data.synthetic.scenes
+import locus_lightning.rollout.vllm_rollout
 import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
 from locus_lightning.backbones.open import read_checkpoint
 from locus_lightning.callbacks.checkpoints import Checkpoints

@@ -20,6 +20,7 @@ training and evaluation (every option of model, data and trainer is available: l
   test       the same on the test loader
   predict    one answer a line, as a JSON file       locus predict --config C.yaml --ckpt_path last
   preflight  one step, watched: memory, time, prompts   locus preflight --config C.yaml --card 24
+  serve      the line that starts vLLM for a configuration  locus serve --config C.yaml
   export     a run's model as a Hugging Face folder     locus export runs/llava/version_0 FOLDER
   eval       a benchmark on image + question        locus eval MODEL --suite smallstar --compare MODEL
   analyze    where a model looks                    locus analyze attention MODEL --against MODEL
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 _SMALL = {
     "preflight": "preflight:preflight_command",
+    "serve": "serve:serve_command",
     "export": "export:export_command",
     "eval": "eval:eval_command",
     "analyze": "analyze:analyze_command",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch.utils.data import Dataset
 
-from locus_lightning.types import Prepared, Sample
+from locus_lightning.types import Prepared, Question, Sample
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -95,3 +95,9 @@ class CueSource(ABC):
     def summary(self) -> dict[str, object]:
         """Facts about the data for the run's summary: counts, what was left out."""
         return {}
+
+
+def few_samples(dataset: CueDataset, count: int) -> list[Any]:
+    """Up to ``count`` samples of a data set, from all over it; plain questions are left out."""
+    items = (dataset[CueKey(0, i)] for i in evenly_spaced(len(dataset), count))
+    return [one for item in items for one in (item if isinstance(item, tuple) else (item,)) if not isinstance(one, Question)]

@@ -50,9 +50,25 @@ class RolloutEngine(ABC):
     Attributes:
         exact: whether the engine's log-probabilities are those of the trainer up to rounding. Where they are not, the trainer computes the
             old log-probabilities itself.
+        max_gap: the bound, in nats a token, of the mean difference between the two; beyond it training stops. None is no bound.
     """
 
     exact: bool = True
+    max_gap: float | None = None
+
+    def check(self, backbone: Backbone) -> None:  # noqa: B027 - most engines take every backbone
+        """Refuse a backbone that the engine cannot serve, before weights are loaded.
+
+        Raises:
+            ConfigError: names the settings.
+        """
+
+    def prove(self, backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:  # noqa: B027 - nothing to prove
+        """Show, on a few prompts, that the engine generates from this backbone's policy; called once, before anything depends on it.
+
+        Raises:
+            LocusError: it does not; says which of prompts, weights and adapters differs.
+        """
 
     @abstractmethod
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:

@@ -14,12 +14,12 @@ from torch import Tensor
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Split
 from locus_lightning.errors import ConfigError, LocusError
-from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.training.checks import check_strategy
-from locus_lightning.training.resume import ResumableModule
+from locus_lightning.training.rollout_module import RolloutModule
 from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class TrainingCallback(L.Callback):
         """When a rollout batch is scored and cut; ``groups`` are its :class:`~locus_lightning.types.RolloutGroup` records."""
 
 
-class TaskModule(ResumableModule):
+class TaskModule(RolloutModule):
     """Base of :class:`~locus_lightning.training.grpo.LocusModule` and :class:`~locus_lightning.training.sft.SupervisedModule`.
 
     Args:
@@ -108,6 +108,7 @@ class TaskModule(ResumableModule):
         """Look at the checkpoint before weights are loaded, and let ``val_check_interval`` count optimiser steps."""
         if not self.backbone.loaded:
             self.backbone.check()
+        self.rollout.check(self.backbone)
         if stage == "fit":
             _, accumulate, _ = self.stated_geometry()
             self._check_trainer()
@@ -202,17 +203,6 @@ class TaskModule(ResumableModule):
         generations = self.generate(prompts, sampling)
         return [self.complete(one, sample, prompt) for one, sample, prompt in zip(generations, samples, prompts, strict=True)]
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Generation]:
-        """One completion a prompt, not parsed.
-
-        Raises:
-            ConfigError: no weights are loaded.
-        """
-        if not self.backbone.loaded:
-            raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
-        self.rollout.sync(self.backbone)
-        return [generations for (generations,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
-
     def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
         """Answer held-out samples and count; nothing once the run is to stop."""
         if self.stopping:
@@ -247,10 +237,6 @@ class TaskModule(ResumableModule):
     def predict_step(self, batch: CueBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record a sample, as its task writes it."""
         return [self.task_of(s).record(c, s) for c, s in zip(self.answer(batch), batch, strict=True)]
-
-    def on_fit_end(self) -> None:
-        """Let the engine release what it holds."""
-        self.rollout.close()
 
     # ---- callbacks -------------------------------------------------------------------------------------------------
 

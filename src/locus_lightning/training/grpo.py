@@ -153,9 +153,9 @@ class LocusModule(TaskModule):
             moves = plan.updates(len(prompts)) > 1 or not self.rollout.exact
             old_logps_BGT = self._logps(prompts, completions) if moves else None
             ref_logps_BGT = self._logps(prompts, completions, reference=True) if self.objective.kl_coef > 0 else None
-        rollout_batch = RolloutBatch(
-            prompts, completions, advantages_BG, mask_BGT, sampled_logps(groups).to(self.device), old_logps_BGT, ref_logps_BGT
-        )
+        sampled_BGT = sampled_logps(groups).to(self.device)
+        self.watch_gap(old_logps_BGT, sampled_BGT, mask_BGT)
+        rollout_batch = RolloutBatch(prompts, completions, advantages_BG, mask_BGT, sampled_BGT, old_logps_BGT, ref_logps_BGT)
         self.groups = groups
         self._rollout_figures = self.mean_over_ranks(rollout_metrics(groups, self.rewards, self.task, self.seconds))
         if self.trainer.is_global_zero:

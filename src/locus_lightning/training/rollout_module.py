@@ -1,0 +1,100 @@
+"""A training module and its rollout engine: it generates, proves itself before anything depends on it, and is closed in the end."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from locus_lightning.data.source import CueBatch, Split, few_samples
+from locus_lightning.errors import ConfigError, TrainingError
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
+from locus_lightning.tasks.base import Task
+from locus_lightning.training.resume import ResumableModule
+from locus_lightning.types import Generation, Prompt
+
+_PROVEN_ON = 4
+"""Samples that a rollout engine proves itself on."""
+
+
+class RolloutModule(ResumableModule):
+    """Base of :class:`~locus_lightning.training.base.TaskModule`."""
+
+    task: Task
+    rollout: RolloutEngine
+    validation: SamplingParams
+    _proven = False
+
+    @abstractmethod
+    def encode(self, samples: Sequence[Any] | CueBatch) -> list[Prompt]:
+        """The prompts of samples."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Generation]:
+        """One completion a prompt, not parsed.
+
+        Raises:
+            ConfigError: no weights are loaded.
+        """
+        if not self.backbone.loaded:
+            raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
+        self.rollout.sync(self.backbone)
+        return [generations for (generations,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
+
+    def _prove_rollout(self, split: Split) -> None:
+        """Let an engine that runs elsewhere show, once, that it has this model; the first process asks for all."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.rollout.exact or self._proven or data is None:
+            return
+        with self.together(), self.trainer.precision_plugin.forward_context():
+            if self.trainer.is_global_zero:
+                samples = few_samples(data.task_dataset(split, self.task), _PROVEN_ON)
+                self.rollout.prove(self.backbone, self.encode(samples), self.proof_sampling())
+        self._proven = True
+
+    def proof_sampling(self) -> SamplingParams:
+        """How completions are sampled that an engine is checked with."""
+        return getattr(self, "sampling", None) or SamplingParams(self.validation.max_new_tokens)
+
+    def watch_gap(self, logps_BGT: Tensor | None, sampled_logps_BGT: Tensor, mask_BGT: Tensor) -> None:
+        """Stop where the engine's log-probabilities are no longer those of the trainer.
+
+        Args:
+            logps_BGT: the trainer's, under the policy that sampled; None where they were not computed.
+            sampled_logps_BGT: the engine's.
+            mask_BGT: tokens that count.
+
+        Raises:
+            TrainingError: the mean difference is beyond the engine's bound.
+        """
+        if logps_BGT is None or self.rollout.max_gap is None:
+            return
+        gap = float(((logps_BGT - sampled_logps_BGT).abs() * mask_BGT).sum() / mask_BGT.sum().clamp_min(1))
+        with self.together():
+            if not gap <= self.rollout.max_gap:
+                raise TrainingError(
+                    f"step {self.global_step}: the log-probabilities of {type(self.rollout).__name__} are {gap:.3g} nats a token from the "
+                    f"trainer's, more than rollout.max_gap {self.rollout.max_gap:g}; look at update/sampler_gap of the steps before, and at what "
+                    "the engine serves."
+                )
+
+    def on_fit_start(self) -> None:
+        """See :meth:`ResumableModule.on_fit_start`; also lets the rollout engine prove itself."""
+        super().on_fit_start()
+        self._prove_rollout("train")
+
+    def on_validation_start(self) -> None:
+        """Let the rollout engine prove itself, where nothing was trained before."""
+        self._prove_rollout("val")
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    def teardown(self, stage: str) -> None:
+        """Let the engine release what it holds."""
+        self.rollout.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Let the engine release what it holds; Lightning does not tear down then."""
+        self.rollout.close()

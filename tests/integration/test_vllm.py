@@ -1,0 +1,136 @@
+"""``locus fit`` and ``locus serve`` with the vLLM engine, against a stand-in on loopback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import threading
+import time
+
+import pytest
+import torch
+
+from locus_lightning import plugins
+from locus_lightning.backbones.adapters import LoRA
+from locus_lightning.backbones.toy import save_toy_checkpoint
+from tests.integration.conftest import ROOT, small
+from tests.unit.rollout.stand_in import StandIn
+
+CONFIG = ROOT / "tests" / "configs" / "vllm.yaml"
+
+VARIED = """
+from locus_lightning import Reward
+
+class VariedReward(Reward):
+    def score(self, completion, sample):
+        return float(completion.generation.ids_T.sum() % 7) / 7
+"""
+
+
+@pytest.fixture
+def served(tmp_path):
+    (tmp_path / f"{tmp_path.name}.py").write_text(VARIED)  # a toy's answers are no boxes: the other rewards of a group are equal
+    torch.manual_seed(0)
+    backbone = plugins.load("backbones", "Qwen2_5_VLBackbone")(str(save_toy_checkpoint("qwen2_5_vl", tmp_path / "toy")), lora=LoRA(4, 4))
+    backbone.load()
+    server = StandIn(backbone)
+    server.name = tmp_path.name
+    yield server
+    server.close()
+
+
+def options(served, **more):
+    rewards = json.dumps([{"class_path": f"{served.name}.py:VariedReward"}])
+    settings = {"checkpoint": "toy", "model.rewards": rewards, "model.rollout.init_args.url": served.url, "model.rollout.init_args.wait": 1, **more}
+    return ["--config", CONFIG, *small(**settings)]
+
+
+def when(condition, then):
+    """Do something in a thread once a condition holds."""
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        then()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def weights(tmp_path):
+    checkpoint = torch.load(tmp_path / "runs/vllm/version_0/checkpoints/last.ckpt", weights_only=True)
+    return checkpoint["global_step"], {k: v for k, v in checkpoint["state_dict"].items() if "lora_B" in k}
+
+
+def test_a_run_on_a_server_proves_it_hands_adapters_over_and_tidies_up(locus, served, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 3}))
+    assert status == 0 and "has this model" in caplog.text, err[-2000:]
+    assert not served.adapters, "an adapter was left on the server"
+    step, trained = weights(tmp_path)
+    assert step == 3 and all(bool(value.any()) for value in trained.values())
+    loads = [path for path in served.log if path.endswith("load_lora_adapter")]
+    assert len(loads) >= 2 * (1 + 3), "the adapter is handed over for every rollout batch"
+
+
+def test_a_run_whose_server_is_gone_is_saved_and_goes_on(locus, served, tmp_path):
+    when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: setattr(served, "refuse", -1))
+    status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 50}))
+    assert status == 2 and "did not answer for 1 s" in err and "--ckpt_path last" in err, err[-2000:]
+    step, _ = weights(tmp_path)
+    assert 0 < step < 50
+    served.refuse = 0
+    served.adapters.clear()
+    status, _, err = locus("fit", *options(served, **{"trainer.max_steps": step + 2}), "--ckpt_path", "last")
+    assert status == 0, err[-2000:]
+    assert weights(tmp_path)[0] == step + 2
+
+
+def test_a_server_that_comes_back_in_time_costs_nothing(locus, served, tmp_path):
+    when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: (setattr(served, "refuse", 6), served.adapters.clear()))
+    status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 5, "model.rollout.init_args.wait": 60}))
+    assert status == 0 and weights(tmp_path)[0] == 5, err[-2000:]
+
+
+def test_a_gap_that_opens_during_a_run_stops_it(locus, served, tmp_path):
+    when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: setattr(served, "ignore_adapters", True))
+    more = {"trainer.max_steps": 50, "model.optimizer.init_args.lr": 0.1}
+    status, _, err = locus("fit", *options(served, **more))
+    assert status == 2 and "nats a token from the trainer's, more than rollout.max_gap" in err, err[-2000:]
+    assert 0 < weights(tmp_path)[0] < 50
+
+
+def test_serve_prints_the_line_and_lays_the_checkpoint_out(locus, served, tmp_path):
+    status, out, err = locus("serve", *options(served, **{"model.backbone.max_pixels": 5000}), "--", "--enforce-eager")
+    assert status == 0, err
+    words = shlex.split(out.strip())
+    assert words[:4] == ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "vllm", "serve", "runs/served/toy"]
+    given = dict(zip(words[4:], words[5:], strict=False))
+    assert given["--max-lora-rank"] == "8" and json.loads(given["--limit-mm-per-prompt"]) == {"image": 2}
+    assert given["--host"] == "127.0.0.1" and given["--dtype"] == "float32" and words[-1] == "--enforce-eager"
+    laid_out = plugins.load("backbones", "Qwen2_5_VLBackbone")(str(tmp_path / "runs/served/toy"))
+    laid_out.load()
+    assert laid_out.processor.image_processor.size["longest_edge"] == 5000
+    assert (tmp_path / "runs/served/toy/model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"model.rollout.init_args.url": "http://10.0.0.1:8000"}, "set VLLM_API_KEY"),
+        ({"checkpoint": "toy:qwen2_5_vl"}, "locus toy FAMILY FOLDER"),
+        ({"model.backbone.lora.rank": 1024}, "rank 512 at most"),
+        ({"model.rollout": "HFRollout"}, "needs no server"),
+    ],
+)
+def test_serve_refuses_what_cannot_be_served(locus, served, more, words, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    settings = [f"--{key}={value}" for key, value in more.items()]
+    status, _, err = locus("serve", *options(served), *settings)
+    assert status == 2 and words in err.strip().splitlines()[-1], err
+
+
+def test_start_needs_the_command(locus, served):
+    status, _, err = locus("serve", *options(served), "--start", "--vllm", "no-such-vllm serve")
+    assert status == 2 and "'no-such-vllm', which is no command here" in err
