@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shlex
@@ -42,7 +43,13 @@ def served(tmp_path):
 
 def options(served, **more):
     rewards = json.dumps([{"class_path": f"{served.name}.py:VariedReward"}])
-    settings = {"checkpoint": "toy", "model.rewards": rewards, "model.rollout.init_args.url": served.url, "model.rollout.init_args.wait": 1, **more}
+    settings = {
+        "checkpoint": "toy",
+        "model.rewards": rewards,
+        "model.rollout.init_args.url": served.url,
+        "model.rollout.init_args.wait": 1,
+        **more,
+    }
     return ["--config", CONFIG, *small(**settings)]
 
 
@@ -66,10 +73,12 @@ def weights(tmp_path):
 def test_a_run_on_a_server_proves_it_hands_adapters_over_and_tidies_up(locus, served, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 3}))
-    assert status == 0 and "has this model" in caplog.text, err[-2000:]
+    assert status == 0, err[-2000:]
+    assert "has this model" in caplog.text, err[-2000:]
     assert not served.adapters, "an adapter was left on the server"
     step, trained = weights(tmp_path)
-    assert step == 3 and all(bool(value.any()) for value in trained.values())
+    assert step == 3
+    assert all(bool(value.any()) for value in trained.values())
     loads = [path for path in served.log if path.endswith("load_lora_adapter")]
     assert len(loads) >= 2 * (1 + 3), "the adapter is handed over for every rollout batch"
 
@@ -77,7 +86,9 @@ def test_a_run_on_a_server_proves_it_hands_adapters_over_and_tidies_up(locus, se
 def test_a_run_whose_server_is_gone_is_saved_and_goes_on(locus, served, tmp_path):
     when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: setattr(served, "refuse", -1))
     status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 50}))
-    assert status == 2 and "did not answer for 1 s" in err and "--ckpt_path last" in err, err[-2000:]
+    assert status == 2, err[-2000:]
+    assert "did not answer for 1 s" in err, err[-2000:]
+    assert "--ckpt_path last" in err, err[-2000:]
     step, _ = weights(tmp_path)
     assert 0 < step < 50
     served.refuse = 0
@@ -90,14 +101,16 @@ def test_a_run_whose_server_is_gone_is_saved_and_goes_on(locus, served, tmp_path
 def test_a_server_that_comes_back_in_time_costs_nothing(locus, served, tmp_path):
     when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: (setattr(served, "refuse", 6), served.adapters.clear()))
     status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 5, "model.rollout.init_args.wait": 60}))
-    assert status == 0 and weights(tmp_path)[0] == 5, err[-2000:]
+    assert status == 0, err[-2000:]
+    assert weights(tmp_path)[0] == 5, err[-2000:]
 
 
 def test_a_gap_that_opens_during_a_run_stops_it(locus, served, tmp_path):
     when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: setattr(served, "ignore_adapters", True))
     more = {"trainer.max_steps": 50, "model.optimizer.init_args.lr": 0.1}
     status, _, err = locus("fit", *options(served, **more))
-    assert status == 2 and "nats a token from the trainer's, more than rollout.max_gap" in err, err[-2000:]
+    assert status == 2, err[-2000:]
+    assert "nats a token from the trainer's, more than rollout.max_gap" in err, err[-2000:]
     assert 0 < weights(tmp_path)[0] < 50
 
 
@@ -106,9 +119,12 @@ def test_serve_prints_the_line_and_lays_the_checkpoint_out(locus, served, tmp_pa
     assert status == 0, err
     words = shlex.split(out.strip())
     assert words[:4] == ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "vllm", "serve", "runs/served/toy"]
-    given = dict(zip(words[4:], words[5:], strict=False))
-    assert given["--max-lora-rank"] == "8" and json.loads(given["--limit-mm-per-prompt"]) == {"image": 2}
-    assert given["--host"] == "127.0.0.1" and given["--dtype"] == "float32" and words[-1] == "--enforce-eager"
+    given = dict(itertools.pairwise(words))
+    assert given["--max-lora-rank"] == "8"
+    assert json.loads(given["--limit-mm-per-prompt"]) == {"image": 2}
+    assert given["--host"] == "127.0.0.1"
+    assert given["--dtype"] == "float32"
+    assert words[-1] == "--enforce-eager"
     laid_out = plugins.load("backbones", "Qwen2_5_VLBackbone")(str(tmp_path / "runs/served/toy"))
     laid_out.load()
     assert laid_out.processor.image_processor.size["longest_edge"] == 5000
@@ -128,9 +144,11 @@ def test_serve_refuses_what_cannot_be_served(locus, served, more, words, monkeyp
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     settings = [f"--{key}={value}" for key, value in more.items()]
     status, _, err = locus("serve", *options(served), *settings)
-    assert status == 2 and words in err.strip().splitlines()[-1], err
+    assert status == 2, err
+    assert words in err.strip().splitlines()[-1], err
 
 
 def test_start_needs_the_command(locus, served):
     status, _, err = locus("serve", *options(served), "--start", "--vllm", "no-such-vllm serve")
-    assert status == 2 and "'no-such-vllm', which is no command here" in err
+    assert status == 2
+    assert "'no-such-vllm', which is no command here" in err

@@ -9,18 +9,17 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, LocusError, TrainingError
 from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
+from locus_lightning.rollout.vllm_proof import prove
 from locus_lightning.rollout.vllm_server import AdapterLostError, ServerLostError, VLLMServer
 from locus_lightning.types import Generation, Prompt
 
@@ -30,10 +29,6 @@ _BANNED = -100.0
 """What is added to the logits of ids that are never sampled; vLLM takes no more."""
 _LOSSES = 3
 """Times in a row that the server may be lost without having completed a prompt in between."""
-_PROOF_TOKENS, _PROOF_COMPLETIONS = 32, 2
-"""The size of the completions that are compared before training."""
-_LEAST_EFFECT = 6
-"""Times ``max_gap`` by which the adapter of the proof moves log-probabilities, so that leaving it out would show."""
 
 
 class VLLMRollout(RolloutEngine):
@@ -97,45 +92,7 @@ class VLLMRollout(RolloutEngine):
 
     def prove(self, backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """See :meth:`RolloutEngine.prove`."""
-        self.server.wait_until_ready(self.wait, "it has not answered yet")
-        tokens = min(sampling.max_new_tokens, _PROOF_TOKENS)
-        sampling = replace(sampling, max_new_tokens=tokens, min_new_tokens=0)
-        plain = self._complete(backbone, prompts, _PROOF_COMPLETIONS, sampling, self._model())
-        off_N, theirs_N = _both(backbone, prompts, plain, sampling, adapter=False)
-        gap = float((off_N - theirs_N).abs().mean())
-        if gap > self.max_gap:
-            raise ConfigError(
-                f"{self.server} gives log-probabilities that are {gap:.3g} nats a token from those of {backbone.checkpoint} (rollout.max_gap "
-                f"{self.max_gap:g}): it serves another model, another type of weights, or log-probabilities before the temperature; start it with "
-                "the line that `locus serve` prints."
-            )
-        name, scale, effect = f"proof-{uuid.uuid4().hex[:8]}", 1e-2, 0.0
-        while effect < _LEAST_EFFECT * self.max_gap and scale < 1e4:
-            scale *= 3
-            with backbone.noisy_adapters(scale):
-                on_N, _ = _both(backbone, prompts, plain, sampling)
-            effect = float((on_N - off_N).abs().mean())
-        with backbone.noisy_adapters(scale):
-            self._load(backbone, name)
-            try:
-                moved = self._complete(backbone, prompts, _PROOF_COMPLETIONS, sampling, name)
-            finally:
-                self._unload(name)
-            on_N, theirs_N = _both(backbone, prompts, moved, sampling)
-            off_N, _ = _both(backbone, prompts, moved, sampling, adapter=False)
-        gap_on, gap_off = (float((x - theirs_N).abs().mean()) for x in (on_N, off_N))
-        if gap_on > self.max_gap:
-            how = (
-                "does not apply adapters: its log-probabilities are those without one" if gap_off < gap_on else "applies adapters otherwise"
-            )
-            raise ConfigError(
-                f"{self.server} {how} ({gap_on:.3g} nats a token from this model with an adapter, {gap_off:.3g} from it without one; "
-                f"rollout.max_gap {self.max_gap:g})."
-            )
-        log.info(
-            "%s (vLLM %s) has this model: %d prompts have equal ids; log-probabilities differ by %.2g nats a token without an adapter, and by %.2g "
-            "with one that moves them by %.2g.", self.server, self.server.version(), len(prompts), gap, gap_on, effect,
-        )  # fmt: skip
+        prove(self, backbone, prompts, sampling)
 
     # ---- during training -----------------------------------------------------------------------------------------
 
@@ -149,38 +106,38 @@ class VLLMRollout(RolloutEngine):
         before, name, error = self._name, f"{self._run}-{self._count + 1}", ""
         if rank == 0:
             try:
-                self.server.wait_until_ready(self.wait, "it is to get the adapter")
-                self._load(backbone, name)
-            except (LocusError, OSError, ServerLostError) as cause:
+                self.load(backbone, name)
+            except (LocusError, OSError) as cause:
                 error = str(cause)
         error = from_all(error, world)[0]
         if error:
             raise TrainingError(error)
         self._name, self._count, self._sums = name, self._count + 1, sums
         if rank == 0 and before:
-            self._unload(before)
+            self.unload(before)
 
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`. With top-p or top-k the log-probabilities are of what is left by them."""
         if not self._name:
             self.sync(backbone)
-        return self._complete(backbone, prompts, n, sampling, self._name)
+        return self.complete(backbone, prompts, n, sampling, self._name)
 
     def close(self) -> None:
         """Let the server go of the adapter."""
         if self._name and _rank() == 0:
-            self._unload(self._name)
+            self.unload(self._name)
         self._name = ""
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    def _model(self) -> str:
+    def model(self) -> str:
         """The name under which the server knows the model without adapters."""
         return next(str(model["id"]) for model in self.server.models() if not model.get("parent"))
 
-    def _complete(
+    def complete(
         self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, model: str
     ) -> list[list[Generation]]:
+        """As :meth:`generate`, with what the server knows as ``model``: the model itself, or an adapter."""
         rows = [backbone.unprocessed(prompt) for prompt in prompts]
         requests = [
             {"model": model, "token_ids": ids, "return_token_ids": True, "sampling_params": self._sampling(backbone, n, sampling)}
@@ -221,9 +178,7 @@ class VLLMRollout(RolloutEngine):
                 raise TrainingError(f"{self.server} was lost {losses} times while it completed the same prompts: {lost}")
             if isinstance(lost, ServerLostError):
                 log.warning("%s was lost in a rollout (%s).", self.server, lost)
-                self.server.wait_until_ready(self.wait, f"it was lost in a rollout ({lost})")
-            if requests[0]["model"] == self._name:
-                self.server.load_adapter(self._name, str(self.folder / self._name))
+            self._hand_over(requests[0]["model"], f"it was lost in a rollout ({lost})")
         return [answers[i] for i in range(len(requests))]
 
     def _send(
@@ -275,26 +230,28 @@ class VLLMRollout(RolloutEngine):
 
     # ---- adapters ------------------------------------------------------------------------------------------------
 
-    def _load(self, backbone: Backbone, name: str) -> None:
+    def load(self, backbone: Backbone, name: str) -> None:
+        """Write the backbone's adapter, and let the server load it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         backbone.save_adapter(self.folder / name)
-        self.server.load_adapter(name, str(self.folder / name))
+        self._hand_over(name, "it is to get the adapter")
 
-    def _unload(self, name: str) -> None:
+    def _hand_over(self, name: str, why: str) -> None:
+        """Wait for the server, and let it load an adapter; the name of the model itself needs none."""
+        for _ in range(_LOSSES + 1):
+            self.server.wait_until_ready(self.wait, why)
+            try:
+                if (self.folder / name).is_dir():
+                    self.server.load_adapter(name, str(self.folder / name))
+                return
+            except ServerLostError as cause:
+                log.warning("%s was lost while it loaded an adapter (%s).", self.server, cause)
+        raise TrainingError(f"{self.server} was lost {_LOSSES + 1} times while it loaded an adapter.")
+
+    def unload(self, name: str) -> None:
+        """Let the server go of an adapter, and remove it."""
         self.server.unload_adapter(name)
         shutil.rmtree(self.folder / name, ignore_errors=True)
-
-
-def _both(
-    backbone: Backbone, prompts: Sequence[Prompt], groups: Sequence[Sequence[Generation]], sampling: SamplingParams, *, adapter: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all tokens of some completions, (N,) each: the trainer's, and the server's."""
-    completions = [[one.ids_T for one in group] for group in groups]
-    with torch.no_grad():
-        logps_BGT, _ = backbone.logps(prompts, completions, temperature=sampling.temperature or 1.0, reference=not adapter)
-    ours = [logps_BGT[b, g, : len(one.ids_T)] for b, group in enumerate(groups) for g, one in enumerate(group)]
-    theirs = [one.logps_T for group in groups for one in group]
-    return torch.cat(ours).float(), torch.cat(theirs).float()
 
 
 def _sums(backbone: Backbone) -> list[int]:

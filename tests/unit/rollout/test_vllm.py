@@ -124,7 +124,8 @@ def test_an_adapter_is_handed_over_when_it_has_changed(engine, served, backbone)
     for b, group in enumerate(after):
         torch.testing.assert_close(group[0].logps_T, logps[b, 0, : len(group[0].ids_T)], atol=1e-4, rtol=0)
     engine.close()
-    assert not served.adapters and not list(engine.folder.iterdir())
+    assert not served.adapters
+    assert not list(engine.folder.iterdir())
 
 
 def test_a_change_of_a_single_bit_is_noticed(engine, served, backbone):
@@ -149,7 +150,8 @@ def test_a_server_that_was_lost_is_waited_for(engine, served, backbone, caplog):
     served.refuse = 5  # the three prompts, and two looks whether it is back
     groups = engine.generate(backbone, backbone.encode(_contents()), 2, SAMPLING)
     assert [len(group) for group in groups] == [2, 2, 2]
-    assert "was lost in a rollout" in caplog.text and "training waits for the vLLM server" in caplog.text
+    assert "was lost in a rollout" in caplog.text
+    assert "training waits for the vLLM server" in caplog.text
 
 
 def test_a_server_that_was_started_again_gets_the_adapter_again(engine, served, backbone):
@@ -160,6 +162,22 @@ def test_a_server_that_was_started_again_gets_the_adapter_again(engine, served, 
     (group, _, _) = engine.generate(backbone, prompts, 1, SamplingParams(8, temperature=0.0))
     logps, _ = backbone.logps(prompts[:1], [[group[0].ids_T]])
     torch.testing.assert_close(group[0].logps_T, logps[0, 0], atol=1e-4, rtol=0)
+
+
+def test_a_server_that_is_lost_while_it_loads_an_adapter_is_asked_again(engine, served, backbone, caplog):
+    answer, lost = served.answer, []
+
+    def once(path, body, authorization):
+        if "load_lora" in path and not lost:
+            lost.append(path)
+            raise ConnectionError  # the connection is closed without an answer
+        return answer(path, body, authorization)
+
+    served.answer = once
+    engine.sync(backbone)
+    assert lost
+    assert len(served.adapters) == 1
+    assert "was lost while it loaded an adapter" in caplog.text
 
 
 def test_a_server_that_stays_away_ends_the_wait(engine, served, backbone):
@@ -214,8 +232,8 @@ def test_a_server_without_token_ids_says_how_to_start_it(engine, served, backbon
         engine.prove(backbone, backbone.encode(_contents()), SAMPLING)
 
 
-def test_a_folder_that_the_server_does_not_see_is_named(engine, served, backbone, monkeypatch):
-    monkeypatch.setattr(type(backbone), "save_adapter", lambda self, folder: None)
+def test_a_folder_that_the_server_does_not_see_is_named(engine, served, backbone):
+    served.sees_folders = False
     with pytest.raises(TrainingError, match="rollout.adapter_folder is a folder that both machines see"):
         engine.sync(backbone)
 
