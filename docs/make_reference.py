@@ -31,6 +31,7 @@ from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.rollout.vllm_rollout import VLLMRollout
 from locus_lightning.tasks.cue_search import CuePrompt, CueSearch
 from locus_lightning.tasks.mixture import TaskMixture
 from locus_lightning.tasks.multi_cue import MultiCue
@@ -48,7 +49,7 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model.init_args.task", "By class name; null is `CueSearch`.", [CueSearch, CuePrompt, MultiCue, TaskMixture]),
     ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward, AnswerReward]),
     ("model.init_args.objective", "", [GRPO]),
-    ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, SamplingParams]),
+    ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, VLLMRollout, SamplingParams]),
     ("data", "", [CueDataModule]),
     ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneQA]),
     ("data.source.init_args.stages", "Of `SceneQA`: a list.", [Stage]),

@@ -105,6 +105,19 @@ def test_a_server_that_comes_back_in_time_costs_nothing(locus, served, tmp_path)
     assert weights(tmp_path)[0] == 5, err[-2000:]
 
 
+@pytest.mark.slow
+def test_two_processes_share_one_adapter(locus_process, served, tmp_path):
+    more = {"trainer.max_steps": 2, "trainer.devices": 2, "trainer.strategy": "ddp", "model.groups_per_step": 4}
+    process = locus_process("fit", *map(str, options(served, **more)), "--model.rollout.init_args.wait=60")
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert weights(tmp_path)[0] == 2
+    assert out.count("has this model") == 1, out
+    assert not served.adapters
+    loads = [path for path in served.log if path == "/v1/load_lora_adapter"]
+    assert len(loads) == 1 + 3, loads  # the proof; before training and after each step
+
+
 def test_a_gap_that_opens_during_a_run_stops_it(locus, served, tmp_path):
     when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: setattr(served, "ignore_adapters", True))
     more = {"trainer.max_steps": 50, "model.optimizer.init_args.lr": 0.1}
