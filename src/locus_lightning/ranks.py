@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -23,3 +25,22 @@ def joined(lists: Mapping[str, Sequence[float]], world_size: int) -> dict[str, l
     return {
         name: [value for part in of_ranks for value in part.get(name, ())] for name in sorted({name for part in of_ranks for name in part})
     }
+
+
+@contextmanager
+def started_together() -> Iterator[tuple[int, int]]:
+    """Rank and number of the processes that torchrun has started for a command; they can talk to one another while the context lasts. A command
+    that was started alone is the only one. Each takes the GPU of its own number."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("gloo")  # what is exchanged are answers, not tensors
+    try:
+        yield torch.distributed.get_rank(), world
+    finally:
+        torch.distributed.destroy_process_group()

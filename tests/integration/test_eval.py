@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,27 @@ def test_questions_about_real_photos(locus, tmp_path):
     assert status == 0, err
     report = json.loads((tmp_path / "look" / "attention.json").read_text())
     assert report["questions"] == 8
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_the_questions_out(locus, tmp_path):
+    """Two processes give what one gives, with a broken picture in one's share, also after a stop."""
+    assert locus("smallstar", "data", "--number", "5")[0] == 0
+    questions = [json.loads(line) for line in (tmp_path / "data/test_questions.jsonl").read_text().splitlines()]
+    (tmp_path / "data" / questions[3]["image"]).write_bytes(b"not a picture")
+    asked = ["eval", "locus-tiny", "--suite", "vstar", "--data", "data", "--batch-size", "2"]
+    assert locus(*asked, "--out", "one")[0] == 0
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "locus_lightning", *asked, "--out", "two"]
+    folder = tmp_path / "two/vstar/locus-tiny"
+    for again in range(2):
+        out = subprocess.run(two, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+        assert out.returncode == 0, out.stdout + out.stderr
+        assert out.stdout.count("9 questions, greedy") == 1, out.stdout
+        results = [json.loads((tmp_path / name / "vstar/locus-tiny/result.json").read_text()) for name in ("one", "two")]
+        assert results[0] == results[1], again
+        assert not list(folder.glob("answers.part-*"))
+        lines = (folder / "answers.jsonl").read_text().splitlines()
+        assert len(lines) == 1 + 9
+        # as if it had been stopped: answers of the second process lie in its own file, some are missing
+        (folder / "answers.jsonl").write_text("\n".join(lines[:4]) + "\n")
+        (folder / "answers.part-1.jsonl").write_text("\n".join([lines[0], *lines[6:8]]) + "\n")

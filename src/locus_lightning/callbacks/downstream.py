@@ -59,6 +59,7 @@ class DownstreamAccuracy(L.Callback):
         if not isinstance(pl_module, TaskModule):
             return
         rank, world = trainer.global_rank, trainer.world_size
+        pl_module.rollout.sync(pl_module.backbone)
         scores = accuracy(pl_module, self.items[rank::world], self.max_new_tokens, self.batch_size)
         if self.attention:
             scores["aib"] = attention_in_box(pl_module, with_boxes(self.items, self.attention)[rank::world])

@@ -23,12 +23,18 @@ from locus_lightning.evaluation.lmms_eval import run_task
 from locus_lightning.evaluation.paper import ROWS, Row
 from locus_lightning.evaluation.runner import ANSWERS, Settings, difference, evaluate, folder_name
 from locus_lightning.files import lines_of
+from locus_lightning.ranks import from_all, started_together
 from locus_lightning.rollout.hf import HFRollout
 
 
 def eval_command(arguments: Sequence[str]) -> int:
-    """Ask, score, compare."""
+    """Ask, score, compare; with torchrun, on several processes."""
     options = _parser().parse_args(arguments)
+    with started_together() as (options.rank, options.world):
+        return _eval(options)
+
+
+def _eval(options: argparse.Namespace) -> int:
     if (
         any(value is not None and value < 1 for value in (options.batch_size, options.max_new_tokens, options.limit, options.number))
         or options.pictures < 0
@@ -39,15 +45,21 @@ def eval_command(arguments: Sequence[str]) -> int:
         if options.suite != "smallstar":
             where = SUITES[options.suite].where if options.suite in SUITES else f"{', '.join(row.folder for row in ROWS if row.folder)}"
             raise ConfigError(f"--data is missing: {options.suite} is {where}.")
-        data = made_smallstar(options.out, options.number or 200)
+        if options.rank == 0:
+            made_smallstar(options.out, options.number or 200)
+        data = from_all(options.out / f"smallstar-{options.number or 200}", options.world)[0]
     elif options.number:
         raise ConfigError("--number is of the smallstar that is made on the spot; with --data, --limit takes so many of each kind.")
     settings = Settings(options.max_new_tokens, options.think, options.batch_size, options.limit)
     names = [options.model, *([options.compare] if options.compare else [])]
     if options.suite == "paper":
+        if options.world > 1:
+            raise ConfigError("--suite paper runs in one process; evaluate the suites one by one with torchrun, or leave torchrun out.")
         tell_paper(options, names, settings)
         return 0
     results, answers = ask(names, SUITES[options.suite], data.expanduser(), options.out / options.suite, settings, options)
+    if options.rank > 0:
+        return 0
     folder = options.out / options.suite / folder_name(names[-1])
     gains = difference(results[0], results[1]) if len(results) == 2 else {}
     benchmark = SUITES[options.suite](data.expanduser())
@@ -66,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "locus eval",
         description="Accuracy on image + question, greedy; answers are kept as they were written, and a stopped evaluation goes on.",
-        epilog=f"suites, and what lies in --data:\n{known}\n\nexample: locus eval base --compare runs/llava/version_0 --suite vstar --data vstar_bench",
+        epilog=f"suites, and what lies in --data:\n{known}\n\nexample: locus eval base --compare runs/llava/version_0 --suite vstar --data vstar_bench\n"
+        "on 8 GPUs: torchrun --nproc-per-node=8 -m locus_lightning eval MODEL --suite vstar --data vstar_bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="a Hugging Face folder or name, an adapter's folder, a run's folder, or a .ckpt in one")
@@ -116,7 +129,7 @@ def ask(
     for name in names:
         folder = out / folder_name(name)
         backbone = open_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
-        results.append(evaluate(backbone, name, kind(data), folder, settings, HFRollout()))
+        results.append(evaluate(backbone, name, kind(data), folder, settings, HFRollout(), options.rank, options.world))
         lines = [json.loads(line) for line in list(lines_of(folder / ANSWERS))[1:]]
         answers.append({str(row["id"]): row for row in lines})
         del backbone

@@ -19,6 +19,7 @@ from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, DataError, PictureError
 from locus_lightning.evaluation.base import Benchmark, Item, Scored, limited
 from locus_lightning.files import lines_of
+from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import RolloutEngine, ask
 
 ANSWERS, RESULT = "answers.jsonl", "result.json"
@@ -44,9 +45,18 @@ class Settings:
 
 
 def evaluate(
-    backbone: Backbone, model: str, benchmark: Benchmark, folder: Path, settings: Settings, engine: RolloutEngine
+    backbone: Backbone,
+    model: str,
+    benchmark: Benchmark,
+    folder: Path,
+    settings: Settings,
+    engine: RolloutEngine,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, Any]:
     """Ask what has not been answered yet, score everything, write ``result.json``.
+
+    Several processes share the questions out; each writes its answers to a file of its own, which the first joins to the others in the end.
 
     Args:
         backbone: loaded.
@@ -55,6 +65,8 @@ def evaluate(
         folder: of this evaluation; answers that lie there already, of the same model and settings, are kept.
         settings: how it is asked.
         engine: generates the answers.
+        rank: of this process.
+        world: processes that share this evaluation.
 
     Returns:
         What was written: figures, settings, pixel budget, prompt, malformed rows.
@@ -74,31 +86,29 @@ def evaluate(
     tokens = settings.max_new_tokens or (1024 if settings.think else benchmark.max_new_tokens)
     about = {"model": model, "weights": fingerprint(backbone), "suite": benchmark.name, "data": asked(all_items), "think": settings.think,
              "max_new_tokens": tokens}  # fmt: skip
-    answers = kept_answers(folder, about)
+    answers = from_all(kept_answers(folder, about) if rank == 0 else {}, world)[0]
     missing = [item for item in items if item.id not in answers]
     instruction = THINK if settings.think else ""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ANSWERS).open("a") as file:
+    path = folder / (ANSWERS if world == 1 else f"answers.part-{rank}.jsonl")
+    shown = f"{benchmark.name}, {len(missing)} of {len(items)} questions" + (f" on {world} processes" if world > 1 else "")
+    batches = [missing[rank::world][i : i + settings.batch_size] for i in range(0, len(missing[rank::world]), settings.batch_size)]
+    with path.open("a") as file:
         if file.tell() == 0:
             file.write(json.dumps({"about": about}) + "\n")
-        batches = [missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size)]
-        for batch in track(batches, description=f"{benchmark.name}, {len(missing)} of {len(items)} questions"):
-            askable = _askable(benchmark, batch, backbone, instruction)
-            samples = [sample for _, sample in askable]
-            for (item, _), answer in zip(askable, ask(engine, backbone, samples, tokens, benchmark.task), strict=True):
-                row = {
-                    "id": item.id,
-                    "text": answer.text,
-                    "truncated": answer.generation.truncated,
-                    "prompt_tokens": len(answer.prompt.ids_P),
-                }
-                answers[item.id] = row
-                file.write(json.dumps(row) + "\n")
+        for batch in track(batches, description=shown, disable=rank > 0):
+            rows = _answers(backbone, engine, benchmark, _askable(benchmark, batch, backbone, instruction), tokens)
+            answers |= {row["id"]: row for row in rows}
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
+    if world > 1:
+        noted = from_all(benchmark.malformed, world)  # every process has written its answers when this returns
+        benchmark.malformed = list(dict.fromkeys(note for notes in noted for note in notes))
+        answers = from_all(kept_answers(folder, about) if rank == 0 else {}, world)[0]
     answered = [item for item in items if item.id in answers]
     if not answered:
         raise DataError(f"{benchmark.folder}: no picture of {benchmark.name} can be used, such as {benchmark.malformed[-1]}.")
-    return _record(backbone, benchmark, answered, answers, about, folder, instruction)
+    return from_all(_record(backbone, benchmark, answered, answers, about, folder, instruction) if rank == 0 else {}, world)[0]  # type: ignore[no-any-return]
 
 
 def _askable(benchmark: Benchmark, batch: Sequence[Item], backbone: Backbone, instruction: str) -> list[tuple[Item, Any]]:
@@ -110,6 +120,17 @@ def _askable(benchmark: Benchmark, batch: Sequence[Item], backbone: Backbone, in
         except PictureError as cause:
             benchmark.note(f"question {item.id}", f"its picture cannot be used ({cause})")
     return asked_items
+
+
+def _answers(
+    backbone: Backbone, engine: RolloutEngine, benchmark: Benchmark, askable: Sequence[tuple[Item, Any]], tokens: int
+) -> list[dict[str, Any]]:
+    """What is kept of the model's answers."""
+    answers = ask(engine, backbone, [sample for _, sample in askable], tokens, benchmark.task)
+    return [
+        {"id": item.id, "text": one.text, "truncated": one.generation.truncated, "prompt_tokens": len(one.prompt.ids_P)}
+        for (item, _), one in zip(askable, answers, strict=True)
+    ]
 
 
 def _record(
@@ -174,15 +195,20 @@ def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, 
     Raises:
         ConfigError: they are of another model, to other questions, or with other settings.
     """
-    path = folder / ANSWERS
-    if not path.is_file():
+    path, parts = folder / ANSWERS, sorted(folder.glob("answers.part-*.jsonl"))
+    rows: list[dict[str, Any]] = []
+    for source in [path, *parts]:
+        lines = list(_whole_lines(source)) if source.is_file() else []
+        if lines and lines[0].get("about") != dict(about):
+            there, here = lines[0].get("about") or {}, dict(about)
+            other = ", ".join(f"{key} {there.get(key)!r}, not {value!r}" for key, value in here.items() if there.get(key) != value)
+            raise ConfigError(f"{source} holds answers with {other}; name another folder with --out, or remove that one.")
+        rows += lines if not rows else lines[1:]
+    if not rows:
         return {}
-    rows = list(_whole_lines(path))
-    if rows and rows[0].get("about") != dict(about):
-        there, here = rows[0].get("about") or {}, dict(about)
-        other = ", ".join(f"{key} {there.get(key)!r}, not {value!r}" for key, value in here.items() if there.get(key) != value)
-        raise ConfigError(f"{path} holds answers with {other}; name another folder with --out, or remove that one.")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for part in parts:
+        part.unlink()
     return {str(row["id"]): row for row in rows[1:]}
 
 
