@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -139,3 +140,22 @@ def test_a_stop_that_an_import_turned_into_another_error_is_still_a_stop(monkeyp
             fit.run(["fit"], Imports)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_with_a_message(locus_process, tmp_path):
+    process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
+                            "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true", "--checkpoints.every_n_steps=1")  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(child, signal.SIGKILL)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, "".join(lines) + rest
+    assert "another process of this run is gone" in rest
+    assert "Traceback" not in rest
+    (saved,) = tmp_path.rglob("last.ckpt")
+    assert len(torch.load(saved, weights_only=True)["locus"]["ranks"]) == 2

@@ -34,7 +34,7 @@ from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
 from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, numbers_its_runs, runs_of
-from locus_lightning.cli.messages import mistake_behind, one_sentence, refused_by_a_class
+from locus_lightning.cli.messages import lost_process, mistake_behind, one_sentence, refused_by_a_class
 from locus_lightning.cli.names import prepare
 from locus_lightning.cli.save_config import SaveConfig
 from locus_lightning.cli.setup import (
@@ -47,7 +47,7 @@ from locus_lightning.cli.setup import (
     stopped_early,
 )
 from locus_lightning.data.datamodule import CueDataModule
-from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.errors import CheckpointError, ConfigError, TrainingError
 from locus_lightning.files import whole
 from locus_lightning.study.run_page import PAGE, write_page
 from locus_lightning.training.base import TaskModule
@@ -280,6 +280,13 @@ def _run(arguments: Sequence[str], kind: type[LocusCLI], save_config: bool) -> N
         raise SystemExit(128 + stop.signum) from None
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer refuses its settings: {one_sentence(str(error))}") from error
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        raise TrainingError(
+            f"another process of this run is gone ({one_sentence(str(error))}); its own messages say why. The newest checkpoint is whole: "
+            "continue with --ckpt_path last, on as many processes."
+        ) from error
     except (ArgumentError, ValueError, TypeError) as error:
         mistake = mistake_behind(error)
         if mistake is not None:

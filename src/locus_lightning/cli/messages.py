@@ -22,6 +22,13 @@ def mistake_behind(error: BaseException) -> LocusError | None:
     return None
 
 
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of this run is gone: torch.distributed's own, or gloo's, which comes as a RuntimeError."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    told = str(error).lower()
+    return bool(kinds & {"DistBackendError", "DistNetworkError"}) or ("gloo" in told and ("closed" in told or "reset" in told))
+
+
 def refused_by_a_class(error: BaseException) -> str:
     """Which class could not be built, and why: the innermost ``__init__`` that the error came out of."""
     subject, trace = "a class", error.__traceback__
