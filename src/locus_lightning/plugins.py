@@ -141,6 +141,24 @@ def load(kind: Kind, name: str) -> type[Any]:
     return loaded
 
 
+def load_named(kind: Kind, name: str) -> type[Any]:
+    """The class called ``name``: a plugin's, or one at a dotted path.
+
+    Raises:
+        PluginError: see :func:`load`; or there is nothing at that path.
+    """
+    if "." not in name:
+        return load(kind, name)
+    module, _, attribute = name.rpartition(".")
+    try:
+        loaded: type[Any] = _import(f"{module}:{attribute}")
+    except (ImportError, AttributeError) as cause:
+        raise PluginError(
+            f"{name} is no class that can be imported ({cause}); give a plugin's name, a dotted path, or FILE.py:NAME."
+        ) from cause
+    return loaded
+
+
 def _import(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

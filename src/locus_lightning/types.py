@@ -53,7 +53,8 @@ class CueWindow:
 
     ``box`` is the final, clipped, integer window and therefore the exact answer (PAPER section 4,
     decision 1 of ours); ``scale`` resizes the cue image after cropping; ``object_box`` is the
-    object's own box where there is one.
+    object's own box where there is one. ``facts`` are what a sampler tells a task beside the window:
+    plain values by name, which a corpus keeps.
     """
 
     box: IntBox
@@ -62,6 +63,7 @@ class CueWindow:
     object_box: Box | None = None
     label: str = ""
     object_id: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

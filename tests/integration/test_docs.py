@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from locus_lightning import plugins
 from tests.integration.conftest import ROOT, small
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -127,9 +128,9 @@ def test_the_guides_plugin_is_the_one_in_the_repository():
 
 def test_every_documented_curve_exists_in_the_code():
     """The names in the TensorBoard page's table of what to look at first."""
-    page = (ROOT / "docs" / "tensorboard.md").read_text()
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("tensorboard.md", "recipes.md"))
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
-    for name in re.findall(r"\| `((?:val|rollout|reward)/[\w.]+)`", page):
+    for name in re.findall(r"\| `((?:val|rollout|reward|update)/[\w.]+)`", page):
         assert name.split("/")[1] in code
 
 
@@ -149,6 +150,29 @@ def test_the_guides_task_keeps_the_contract():
     exec(check.replace("RotationTask", "GuideTask"), scope)
     mixture = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[0])
     assert mixture["model"]["task"]["class_path"] == "TaskMixture"
+
+
+@pytest.mark.parametrize("page", ["cue-sampler-plugin", "backbone-plugin", "class-paths", "python"])
+def test_every_python_block_of_a_page_runs(page, monkeypatch, tmp_path):
+    """The blocks of a page one after the other, as a reader would try them; the file that a page names holds its first class."""
+    monkeypatch.chdir(tmp_path)
+    text, scope = (ROOT / "docs" / f"{page}.md").read_text(), {"__name__": f"page_{page.replace('-', '_')}"}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), scope)
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        assert yaml.safe_load(block)
+    if page == "class-paths":
+        from locus_lightning.data.source import CueKey
+        from locus_lightning.rollout.base import SamplingParams
+
+        sample = scope["Dots"](4).dataset("val", 0)[CueKey(0, 3)]
+        assert sample.image.crop(tuple(map(int, sample.box))).getextrema() == ((255, 255),) * 3
+        backbone = plugins.load("backbones", "LlavaBackbone")("toy:llava")
+        backbone.load()
+        (group,) = scope["Longest"]().generate(backbone, backbone.encode([(sample.image, "?")]), 2, SamplingParams(3))
+        assert len(group) == 2
 
 
 def test_the_python_example_trains(monkeypatch, capsys):

@@ -128,7 +128,18 @@ def test_processes_of_torchrun_share_the_questions_out(locus, tmp_path):
     (tmp_path / "data" / questions[3]["image"]).write_bytes(b"not a picture")
     asked = ["eval", "locus-tiny", "--suite", "vstar", "--data", "data", "--batch-size", "2"]
     assert locus(*asked, "--out", "one")[0] == 0
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "locus_lightning", *asked, "--out", "two"]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "locus_lightning",
+        *asked,
+        "--out",
+        "two",
+    ]
     folder = tmp_path / "two/vstar/locus-tiny"
     for again in range(2):
         out = subprocess.run(two, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from locus_lightning.boxes import size_bin
-from locus_lightning.cue_samplers.base import crop_cue
+from locus_lightning.cue_samplers.base import CueSampler, Picture, checked_windows, crop_cue
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
+from locus_lightning.data.coco.annotations import CocoImage
+from locus_lightning.data.coco.index import CueEntry, windows_of
+from locus_lightning.data.corpus.corpus import SCHEMA, from_table, to_table
+from locus_lightning.data.source import CueKey
+from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import ConfigError
-from locus_lightning.types import SceneObject
+from locus_lightning.testing import check_cue_sampler
+from locus_lightning.types import CueWindow, SceneObject
 from tests.conftest import make_sample
 
 ALL = {"tiny": 1.0, "small": 1.0, "medium": 1.0, "large": 1.0}
@@ -120,3 +129,55 @@ def test_a_window_of_one_pixel_may_be_asked_for():
 
 def test_a_bin_with_no_share_is_left_out_of_the_mix():
     assert ObjectCues({"tiny": 3, "small": 1, "large": 0}).mix == {"tiny": 0.75, "small": 0.25}
+
+
+class Brightest(CueSampler):
+    """The brighter half of a picture; tells how bright."""
+
+    def look(self, picture, objects, rng):
+        width, height = picture.size
+        halves = [(0, 0, width // 2, height), (width // 2, 0, width, height)]
+        means = [float(np.asarray(picture.pixels.crop(half)).mean()) for half in halves]
+        best = halves[int(np.argmax(means))]
+        return [CueWindow(best, size_bin(best, picture.size), facts={"mean": round(max(means), 3)})]
+
+
+def test_a_sampler_may_look_at_the_pixels():
+    image = Image.new("RGB", (100, 60))
+    image.paste("white", (50, 0, 100, 60))
+    opened = []
+    picture = Picture(image.size, "a", 7, lambda: opened.append(1) or image)
+    assert picture.size == (100, 60)
+    assert not opened, "the size costs nothing"
+    (window,) = checked_windows(Brightest({"large": 1}), picture, [], rng())
+    assert window.box == (50, 0, 100, 60)
+    assert len(opened) == 1, "a picture is opened once"
+    check_cue_sampler(Brightest({"large": 1}))
+    sample = SceneCues(cue_sampler=Brightest({"large": 1})).dataset("train", 0)[CueKey(0, 0)]
+    assert sample.cue.window.facts["mean"] > 0
+
+
+def test_a_sampler_of_pixels_leaves_out_pictures_that_do_not_open(tmp_path):
+    Image.new("RGB", (100, 60)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"none")
+    images = [CocoImage(i, str(tmp_path / name), (100, 60), []) for i, name in enumerate(("good.png", "bad.png"))]
+    left_out = Counter()
+    found = windows_of(images, Brightest({"large": 1}), 8, 0, left_out)
+    assert [entry.image_id for entry in found["large"]] == [0]
+    assert left_out["pictures that cannot be used"] == 1
+
+
+def test_facts_of_a_window_come_back_from_a_corpus(tmp_path):
+    entries = [CueEntry(str(tmp_path / f"{i}.png"), (100, 60), i, CueWindow((0, 0, 50, 60), "large", facts=facts)) for i, facts in
+               enumerate(({"mean": 3.5, "why": "bright"}, {}))]  # fmt: skip
+    assert from_table(to_table(entries, tmp_path), tmp_path) == entries
+    plain = to_table(entries[1:], tmp_path)
+    assert plain.schema == SCHEMA, "a corpus without facts is what it was"
+
+
+def test_a_sampler_that_samples_nothing_says_so():
+    class Empty(CueSampler):
+        pass
+
+    with pytest.raises(ConfigError, match="Empty overrides neither sample"):
+        checked_windows(Empty(), Picture((100, 100), "a"), [], rng())

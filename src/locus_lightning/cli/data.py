@@ -21,15 +21,49 @@ _PRESETS: dict[str, dict[str, object]] = {
 
 
 def data_command(arguments: Sequence[str]) -> int:
-    """``locus data build | inspect | text-cues``."""
+    """``locus data build | inspect | text-cues | push``."""
     parser = argparse.ArgumentParser(prog="locus data", description="Build a cue corpus, look through it, and ask for its cues in words.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | inspect | text-cues")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | inspect | text-cues | push")
     _build_parser(commands)
     _inspect_parser(commands)
     _text_cues_parser(commands)
+    _push_parser(commands)
     options = parser.parse_args(arguments)
     done: int = options.run(options)
     return done
+
+
+# ---- push ----------------------------------------------------------------------------------------------------------------
+
+
+def _push_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="a corpus -> a dataset of the Hub",
+        description="Write pictures, crops and boxes as parquet that load_dataset reads, with a card, and push them. A push that was stopped goes on "
+        "with the same command.",
+        epilog="example: locus data push corpus ada/my-cues --private",
+    )
+    parser.add_argument("corpus", type=Path, help="a folder that locus data build wrote")
+    parser.add_argument("name", help="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--write-only", action="store_true", help="write the files to CORPUS/hub and push nothing")
+    parser.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from locus_lightning.cli.hub import check_login, check_name, push_folder
+    from locus_lightning.data.corpus.hub_form import write_hub_form
+
+    check_name(options.name)
+    if not options.write_only:
+        check_login()
+    folder = options.corpus / "hub"
+    counts = write_hub_form(options.corpus, folder)
+    print(f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} cues: {folder}")
+    if not options.write_only:
+        print(f"pushed: {push_folder(folder, options.name, 'dataset', options.private)}")
+    return 0
 
 
 # ---- build ---------------------------------------------------------------------------------------------------------------
@@ -70,6 +104,7 @@ def _build_parser(commands: Any) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from locus_lightning.cli.class_files import importable
     from locus_lightning.data.corpus.build import BuildSettings, build
     from locus_lightning.data.formats import coco_file
 
@@ -86,6 +121,7 @@ def _build(options: argparse.Namespace) -> int:
         if key in stated:
             folder, beside = stated.get(pictures) or stated["images"], options.out.with_name(f"{options.out.name}.{key}.json")
             stated[key] = str(coco_file(Path(stated[key]), Path(folder), options.format, beside))
+    stated = importable(stated, Path.cwd())  # FILE.py:NAME of a cue sampler
     manifest = build(BuildSettings(**{**preset, **stated}), options.out, options.workers)
     _print_manifest(manifest, options.out)
     return 0

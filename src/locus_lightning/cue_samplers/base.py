@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar, get_args
 
 import numpy as np
 from PIL import Image
 
 from locus_lightning.boxes import MOST_ASPECT, crop_window, size_bin
-from locus_lightning.errors import ConfigError, PluginError
+from locus_lightning.errors import ConfigError, PictureError, PluginError
 from locus_lightning.types import Box, Cue, CueWindow, IntBox, SceneObject, Size, SizeBin
 
 PAPER_MIX: dict[SizeBin, float] = {"tiny": 0.7, "small": 0.3}
 """Tiny : small = 70 : 30 (paper section 4)."""
 
 
-class CueSampler(ABC):
-    """Proposes windows of an image and states the mix of sizes a data set is to hold.
+class Picture:
+    """An image as a cue sampler is given it: its size at once, its pixels when they are asked for.
+
+    Args:
+        size: (width, height).
+        name: its path, or what it is called.
+        image_id: of its annotation file.
+        open_image: gives the image, RGB.
+    """
+
+    def __init__(self, size: Size, name: str, image_id: int = 0, open_image: Callable[[], Image.Image] | None = None) -> None:
+        self.size, self.name, self.image_id = size, name, image_id
+        self._open = open_image
+
+    @cached_property
+    def pixels(self) -> Image.Image:
+        """The image, opened once.
+
+        Raises:
+            PictureError: it cannot be used.
+        """
+        if self._open is None:
+            raise PictureError("its pixels are not at hand here")
+        return self._open()
+
+
+class CueSampler(ABC):  # noqa: B024 - one of two methods is overridden
+    """Proposes windows of an image and states the mix of sizes a data set is to hold. Override :meth:`sample`, or :meth:`look` where windows
+    depend on the pixels.
 
     :func:`checked_windows` holds every window against what :meth:`sample` promises.
 
@@ -45,12 +73,16 @@ class CueSampler(ABC):
         self.mix: dict[SizeBin, float] = {name: share / total for name, share in mix.items() if share > 0}
         self.min_side = min_side
 
-    @abstractmethod
     def sample(self, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow] | None:
         """Windows of one image: inside the image, integer, at least ``min_side``; None where there is none.
 
         All randomness comes from ``rng``, which the caller seeds from seed, epoch and index.
         """
+        raise ConfigError(f"the cue sampler {type(self).__name__} overrides neither sample() nor look().")
+
+    def look(self, picture: Picture, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow] | None:
+        """Windows of one image, as :meth:`sample`; ``picture.pixels`` opens it, which costs time where windows of a whole data set are drawn."""
+        return self.sample(picture.size, objects, rng)
 
     def choose(self, windows: Sequence[CueWindow], rng: np.random.Generator) -> CueWindow | None:
         """One window, its size bin drawn by ``mix`` among the bins that are present."""
@@ -78,28 +110,26 @@ class CueSampler(ABC):
         return window if short >= self.min_side and long <= MOST_ASPECT * short else None
 
 
-def checked_windows(
-    sampler: CueSampler, image_size: Size, objects: Sequence[SceneObject], rng: np.random.Generator, sample: str
-) -> list[CueWindow]:
+def checked_windows(sampler: CueSampler, picture: Picture, objects: Sequence[SceneObject], rng: np.random.Generator) -> list[CueWindow]:
     """A sampler's windows of one image, each held against the contract: what training and ``check_cue_sampler`` rely on.
 
     Args:
         sampler: a built-in or a plugin's.
-        image_size: (width, height).
+        picture: the image.
         objects: of the image.
         rng: see :meth:`CueSampler.sample`.
-        sample: the name of the image, for the message.
 
     Raises:
+        PictureError: the sampler looks at the pixels, and they cannot be used.
         PluginError: the sampler raised, or a window is none that can be trained on; names sampler, image and window.
     """
-    kind = type(sampler)
-    what = f"the cue sampler {kind.__name__} ({kind.__module__}), image {sample} of {image_size[0]}x{image_size[1]} px"
+    kind, image_size = type(sampler), picture.size
+    what = f"the cue sampler {kind.__name__} ({kind.__module__}), image {picture.name} of {image_size[0]}x{image_size[1]} px"
     if not hasattr(sampler, "mix"):
         raise PluginError(f"{what}: it has no mix; call super().__init__(mix, min_side) in its __init__.")
     try:
-        windows = sampler.sample(image_size, objects, rng)
-    except ConfigError:
+        windows = sampler.look(picture, objects, rng)
+    except (ConfigError, PictureError):
         raise
     except Exception as cause:
         raise PluginError(f"{what}: it raised {type(cause).__name__}: {cause}") from cause

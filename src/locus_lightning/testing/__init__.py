@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.cue_samplers.base import CueSampler, checked_windows
+from locus_lightning.cue_samplers.base import CueSampler, Picture, checked_windows
 from locus_lightning.errors import PluginError
 from locus_lightning.rewards.base import Reward, checked_scores
 from locus_lightning.tasks.base import Task
@@ -87,8 +87,10 @@ def check_cue_sampler(sampler: CueSampler, seeds: int = 20) -> None:
         size = (int(rng.integers(40, 1200)), int(rng.integers(40, 1200)))
         corners = np.sort(rng.uniform(0, 1, (8, 2, 2)), axis=1) * size
         objects = [SceneObject((*a, *b), f"thing {i}", i) for i, (a, b) in enumerate(corners.tolist())]
+        noise = Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+        picture = Picture(size, f"of seed {seed}", seed, noise.copy)
         try:
-            windows, again = (checked_windows(sampler, size, objects, np.random.default_rng(seed), f"of seed {seed}") for _ in range(2))
+            windows, again = (checked_windows(sampler, picture, objects, np.random.default_rng(seed)) for _ in range(2))
         except PluginError as error:
             raise AssertionError(str(error)) from error
         assert windows == again, "the same generator gave other windows: draw from `rng` only"

@@ -197,8 +197,8 @@ class LocusModule(TaskModule):
         groups = []
         for sample, prompt, generations in zip(samples, prompts, generated, strict=True):
             completions = tuple(self.complete(generation, sample, prompt) for generation in generations)
-            groups.append(self._scorer.score(RolloutGroup(sample, prompt, completions)))
-        return groups
+            groups.append(RolloutGroup(sample, prompt, completions))
+        return self._scorer.score_all(groups, self.global_step)
 
     def run_to_the_limit(self) -> None:
         """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the

@@ -6,10 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 
 from locus_lightning.data.source import CueBatch, Split, few_samples
-from locus_lightning.errors import ConfigError, TrainingError
+from locus_lightning.errors import ConfigError, LocusError, PluginError, TrainingError
+from locus_lightning.rewards.base import Reward
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.training.resume import ResumableModule
@@ -25,6 +27,7 @@ class RolloutModule(ResumableModule):
     task: Task
     rollout: RolloutEngine
     validation: SamplingParams
+    rewards: Sequence[Reward] = ()
     _proven = False
 
     @abstractmethod
@@ -80,8 +83,15 @@ class RolloutModule(ResumableModule):
                 )
 
     def on_fit_start(self) -> None:
-        """See :meth:`ResumableModule.on_fit_start`; also lets the rollout engine prove itself."""
+        """See :meth:`ResumableModule.on_fit_start`; also sets rewards up, and lets the rollout engine prove itself."""
         super().on_fit_start()
+        for reward in self.rewards:
+            try:
+                reward.setup(self.device)
+            except LocusError:
+                raise
+            except Exception as cause:
+                raise PluginError(f"the reward {reward.name!r} cannot be set up: {type(cause).__name__}: {cause}") from cause
         self._prove_rollout("train")
 
     def on_validation_start(self) -> None:
@@ -92,9 +102,18 @@ class RolloutModule(ResumableModule):
     on_predict_start = on_validation_start
 
     def teardown(self, stage: str) -> None:
-        """Let the engine release what it holds."""
+        """Let engine and rewards release what they hold."""
         self.rollout.close()
+        for reward in self.rewards if stage == "fit" else ():
+            reward.teardown()
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Let the engine release what it holds; Lightning does not tear down then."""
-        self.rollout.close()
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning tears a module down where training ends, and not where it fails."""
+        return [_TeardownOnError()]
+
+
+class _TeardownOnError(L.Callback):
+    """Lets engine and rewards release what they hold when training fails."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        pl_module.teardown("fit")

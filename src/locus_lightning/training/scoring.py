@@ -6,14 +6,14 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from locus_lightning.errors import PluginError
-from locus_lightning.rewards.base import Reward, checked_scores
+from locus_lightning.rewards.base import Reward, RewardBatch, checked_batch, checked_scores
 from locus_lightning.types import RolloutGroup
 
 log = logging.getLogger("locus_lightning")
@@ -46,22 +46,36 @@ class Scorer:
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
         self._thread = _Worker()
 
-    def score(self, group: RolloutGroup) -> RolloutGroup:
-        """The group with every reward's scores and their weighted sum, or marked as failed.
+    def score_all(self, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
+        """The groups with every reward's scores and their weighted sum, or marked as failed. Rewards that see a rollout batch whole are asked first.
+
+        Args:
+            groups: of a rollout batch.
+            step: optimiser steps taken.
 
         Raises:
             PluginError: too many groups have failed; names the reward, the sample and the value of the last one.
         """
+        batch = RewardBatch([(group.completions, group.sample) for group in groups], step)
+        whole = {
+            reward.name: self._of_batch(reward, batch) for reward in self.rewards if type(reward).score_batch is not Reward.score_batch
+        }
+        return [self._score(group, {name: results[i] for name, results in whole.items()}) for i, group in enumerate(groups)]
+
+    def _score(self, group: RolloutGroup, known: Mapping[str, tuple[float, ...] | PluginError]) -> RolloutGroup:
         try:
-            scores = {reward.name: self._scores(reward, group) for reward in self.rewards}
+            scores = {reward.name: known.get(reward.name) or self._of_group(reward, group) for reward in self.rewards}
+            failed = next((value for value in scores.values() if isinstance(value, PluginError)), None)
+            if failed is not None:
+                raise failed
         except PluginError as cause:
             self._count(cause)
             nothing = (0.0,) * len(group.completions)
             return replace(group, scores={reward.name: nothing for reward in self.rewards}, rewards=nothing, failed=str(cause))
         self._count(None)
-        weights = {reward.name: reward.weight for reward in self.rewards}
-        total = tuple(sum(weights[name] * row[g] for name, row in scores.items()) for g in range(len(group.completions)))
-        return replace(group, scores=scores, rewards=total)
+        values: dict[str, tuple[float, ...]] = scores  # type: ignore[assignment]
+        total = tuple(sum(reward.weight * values[reward.name][g] for reward in self.rewards) for g in range(len(group.completions)))
+        return replace(group, scores=values, rewards=total)
 
     def note_batch(self, groups: Sequence[RolloutGroup], flat: bool, step: int) -> None:
         """Say it when no group's rewards differ, batch after batch: nothing is learned then.
@@ -98,25 +112,37 @@ class Scorer:
             ) from cause
         log.warning("%s The group is left out (%d so far).", cause, self.failed)
 
-    def _scores(self, reward: Reward, group: RolloutGroup) -> tuple[float, ...]:
-        """One reward's scores of a group, with a word where it takes long and an end where it takes for ever."""
-        answer = self._thread.ask(lambda: checked_scores(reward, group.completions, group.sample))
+    def _of_group(self, reward: Reward, group: RolloutGroup) -> tuple[float, ...]:
+        """One reward's scores of a group."""
+        return self._waited(  # type: ignore[no-any-return]
+            reward, f"sample {group.sample.id}", self.timeout_s, lambda: checked_scores(reward, group.completions, group.sample)
+        )
+
+    def _of_batch(self, reward: Reward, batch: RewardBatch) -> Sequence[tuple[float, ...] | PluginError]:
+        """One reward's scores of a rollout batch; where the whole fails, every group has that reason."""
+        limit = None if self.timeout_s is None else self.timeout_s * len(batch.groups)
+        try:
+            return self._waited(reward, "a whole rollout batch", limit, lambda: checked_batch(reward, batch))  # type: ignore[no-any-return]
+        except PluginError as fault:
+            return [fault] * len(batch.groups)
+
+    def _waited(self, reward: Reward, what: str, limit: float | None, work: Callable[[], Any]) -> Any:
+        """A result of the thread, with a word where it takes long and an end where it takes for ever."""
+        answer = self._thread.ask(work)
         waited = 0.0
         while True:
-            step = _PATIENCE_S if self.timeout_s is None else min(_PATIENCE_S, self.timeout_s - waited)
+            step = _PATIENCE_S if limit is None else min(_PATIENCE_S, limit - waited)
             try:
                 good, value = answer.get(timeout=max(step, 1e-3))
                 break
             except queue.Empty:
                 waited += step
-                if self.timeout_s is not None and waited >= self.timeout_s:
+                if limit is not None and waited >= limit:
                     self._thread = _Worker()  # the old thread is left to its call
-                    raise PluginError(
-                        f"the reward {reward.name!r}, sample {group.sample.id}: no score after {waited:g} s (model.reward_timeout)."
-                    ) from None
+                    raise PluginError(f"the reward {reward.name!r}, {what}: no score after {waited:g} s (model.reward_timeout).") from None
                 log.warning("still waiting for the reward %r (%.0f s)", reward.name, waited)
         if good:
-            return value  # type: ignore[no-any-return]
+            return value
         raise value
 
 

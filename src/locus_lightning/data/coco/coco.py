@@ -160,7 +160,7 @@ class CocoCues(CueSource):
     def index(self, images: Iterable[CocoImage], size: int, seed: int) -> tuple[list[CueEntry], dict[SizeBin, int], Counter[str]]:
         """Windows of all images, ``size`` of them in the mix; how many there are of each size, and what was not used."""
         not_used: Counter[str] = Counter()
-        by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, not_used)
+        by_bin = windows_of(images, self.cue_sampler, self.per_image, seed, not_used, self.exif)
         numbers = {name: len(entries) for name, entries in by_bin.items()}
         return in_mix(by_bin, self.cue_sampler.mix, size, seed, not_used), numbers, not_used
 

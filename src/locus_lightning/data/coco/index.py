@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from locus_lightning.boxes import pairwise_iou, size_bin
-from locus_lightning.cue_samplers.base import CueSampler, checked_windows
+from locus_lightning.cue_samplers.base import CueSampler, Picture, checked_windows
 from locus_lightning.data.coco.annotations import CocoImage
 from locus_lightning.data.coco.filters import second_match, texture
 from locus_lightning.data.images import Exif, open_rgb
@@ -35,7 +36,7 @@ class CueEntry:
 
 
 def windows_of(
-    images: Iterable[CocoImage], sampler: CueSampler, per_image: int, seed: int, left_out: Counter[str]
+    images: Iterable[CocoImage], sampler: CueSampler, per_image: int, seed: int, left_out: Counter[str], exif: Exif = "skip"
 ) -> dict[SizeBin, list[CueEntry]]:
     """Windows of images by size bin, without near-duplicates, at most ``per_image`` of one image (our decision 6).
 
@@ -48,7 +49,12 @@ def windows_of(
     by_bin: dict[SizeBin, list[CueEntry]] = defaultdict(list)
     for image in images:
         rng = np.random.default_rng([seed, image.id % 2**64])  # an id may be negative
-        proposed = checked_windows(sampler, image.size, image.objects, rng, image.path)
+        picture = Picture(image.size, image.path, image.id, partial(open_rgb, image.path, image.size, exif))
+        try:
+            proposed = checked_windows(sampler, picture, image.objects, rng)
+        except PictureError:  # of a sampler that looks at pixels
+            left_out["pictures that cannot be used"] += 1
+            continue
         if sampler.about_objects and len(proposed) < len(image.objects):
             left_out.update(_without_window(sampler, image, proposed))
         windows = _without_duplicates(proposed)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from locus_lightning import __version__
+from locus_lightning import __version__, plugins
 from locus_lightning.cue_samplers.base import CueSampler
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.cue_samplers.random_crop import RandomCropCues
@@ -57,7 +57,7 @@ class BuildSettings:
         val: The largest number of validation cues.
         val_fraction: The share of the pictures held out when one file is split.
         mix: The share of each size bin.
-        cues: ``objects`` or ``random`` windows.
+        cues: ``objects`` or ``random`` windows, or a cue sampler: a plugin's name, a dotted path, or FILE.py:NAME.
         min_side: The least side of a window, original pixels.
         per_image: The largest number of cues of one picture.
         exclude: A file of image ids to leave out, or RefCOCO's own files.
@@ -76,7 +76,7 @@ class BuildSettings:
     val: int = 500
     val_fraction: float = 0.02
     mix: str = "tiny=0.7,small=0.3"
-    cues: Literal["objects", "random"] = "objects"
+    cues: str = "objects"
     min_side: int = 16
     per_image: int = 8
     exclude: str | None = None
@@ -89,7 +89,14 @@ class BuildSettings:
     def sampler(self) -> CueSampler:
         """The cue sampler of these settings."""
         mix: Any = corpus.parse_mix(self.mix)
-        return ObjectCues(mix, self.min_side) if self.cues == "objects" else RandomCropCues(mix, self.min_side)
+        named: dict[str, Any] = {"objects": ObjectCues, "random": RandomCropCues}
+        kind = named.get(self.cues) or plugins.load_named("cue_samplers", self.cues)
+        try:
+            return kind(mix, self.min_side)  # type: ignore[no-any-return]
+        except TypeError as cause:
+            raise ConfigError(
+                f"--cues {self.cues}: it cannot be made of a mix and min_side alone ({cause}); give its other settings defaults."
+            ) from cause
 
     def source(self) -> CocoCues:
         """The annotation files of these settings."""
@@ -181,7 +188,7 @@ def _index_part(job: tuple[Path, Path, Sequence[CocoImage], BuildSettings]) -> P
     path, common, images, settings = job
     if not path.is_file():
         left_out: Counter[str] = Counter()
-        by_bin = windows_of(images, settings.sampler(), settings.per_image, settings.seed, left_out)
+        by_bin = windows_of(images, settings.sampler(), settings.per_image, settings.seed, left_out, settings.exif)
         table = corpus.to_table([entry for name in sorted(by_bin) for entry in by_bin[name]], common)
         write(table.replace_schema_metadata({"left_out": json.dumps(left_out)}), path)
     return path

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,6 +46,8 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of the index; boxes in original pixels, the window integer, half-open."""
+FACTS = "facts"
+"""A further column, JSON, where a sampler told any."""
 
 
 def to_table(entries: Sequence[CueEntry], folder: Path) -> pa.Table:
@@ -56,16 +59,24 @@ def to_table(entries: Sequence[CueEntry], folder: Path) -> pa.Table:
         for w in (e.window,)
     ]
     columns = zip(*rows, strict=True) if rows else ([] for _ in SCHEMA)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    if any(entry.window.facts for entry in entries):  # a column of its own, so that corpora without them stay as they were
+        table = table.append_column(
+            FACTS, pa.array([json.dumps(dict(entry.window.facts), sort_keys=True) for entry in entries], pa.string())
+        )
+    return table
 
 
 def from_table(table: pa.Table, folder: Path) -> list[CueEntry]:
     """The other way."""
     entries, above = [], str(folder / "x")[:-1]
-    for name, image_id, w, h, x1, y1, x2, y2, *rest in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    facts = map(json.loads, table.column(FACTS).to_pylist()) if FACTS in table.column_names else itertools.repeat({})
+    columns = (table.column(field.name).to_pylist() for field in SCHEMA)
+    for (name, image_id, w, h, x1, y1, x2, y2, *rest), told in zip(zip(*columns, strict=True), facts, strict=False):
         a, b, c, d, object_id, label, size_bin, scale = rest
         own = None if a != a else (a, b, c, d)
-        entries.append(CueEntry(above + name, (w, h), image_id, CueWindow((x1, y1, x2, y2), size_bin, scale, own, label, object_id)))
+        window = CueWindow((x1, y1, x2, y2), size_bin, scale, own, label, object_id, told)
+        entries.append(CueEntry(above + name, (w, h), image_id, window))
     return entries
 
 
@@ -180,6 +191,14 @@ class Shards:
         Raises:
             PictureError: it is in no shard, or cannot be used.
         """
+        return open_rgb(self.content(entry), entry.size, self.exif)
+
+    def content(self, entry: CueEntry) -> bytes:
+        """The file of an entry's picture, as it was.
+
+        Raises:
+            PictureError: it is in no shard.
+        """
         if not self._places:
             for path in sorted((self.folder / "shards").glob("*.parquet")):
                 file = pq.ParquetFile(path)
@@ -191,7 +210,7 @@ class Shards:
         path, group, row = self._places[entry.path]
         if self._held is None or self._held[0] != (path, group):
             self._held = (path, group), pq.ParquetFile(path).read_row_group(group, columns=["image"]).column(0).to_pylist()
-        return open_rgb(self._held[1][row], entry.size, self.exif)
+        return self._held[1][row]
 
 
 def parse_mix(text: str) -> dict[str, float]:

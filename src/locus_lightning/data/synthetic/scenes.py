@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from locus_lightning.cue_samplers.base import CueSampler, checked_windows
+from locus_lightning.cue_samplers.base import CueSampler, Picture, checked_windows
 from locus_lightning.cue_samplers.objects import ObjectCues
 from locus_lightning.data.source import SPLITS, CueDataset, CueKey, CueSource, Split
 from locus_lightning.data.synthetic.drawing import COLOURS, SHAPES, TEXTURES, Look, background, paint
@@ -115,7 +115,7 @@ class SceneCues(CueSource):
         for wanted, scenes in (*(({name}, 20) for name in order), (set(order), 2000)):
             for _ in range(scenes):
                 scene = self.draw(rng)
-                windows = checked_windows(sampler, scene.image.size, scene.objects, rng, name)
+                windows = checked_windows(sampler, Picture(scene.image.size, name, open_image=scene.image.copy), scene.objects, rng)
                 window = sampler.choose([w for w in windows if w.size_bin in wanted], rng)
                 if window is not None:
                     x1, y1, x2, y2 = window.box
