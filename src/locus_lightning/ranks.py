@@ -5,7 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+
+
+def this_rank() -> int:
+    """The number of this process among those that torch.distributed knows; 0 where it is the only one."""
+    import torch.distributed as together
+
+    return together.get_rank() if together.is_available() and together.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes torch.distributed knows; 1 where it is not in use."""
+    import torch.distributed as together
+
+    return together.get_world_size() if together.is_available() and together.is_initialized() else 1
 
 
 def from_all(value: Any, world_size: int) -> list[Any]:
@@ -39,7 +54,8 @@ def started_together() -> Iterator[tuple[int, int]]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("gloo")  # what is exchanged are answers, not tensors
+    # what is exchanged are answers, not tensors; one share of a benchmark may take hours longer than another
+    torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))
     try:
         yield torch.distributed.get_rank(), world
     finally:

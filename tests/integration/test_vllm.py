@@ -125,6 +125,21 @@ def test_a_gap_that_opens_during_a_run_stops_it(locus, served, tmp_path):
     assert status == 2, err[-2000:]
     assert "nats a token from the trainer's, more than rollout.max_gap" in err, err[-2000:]
     assert 0 < weights(tmp_path)[0] < 50
+    assert not served.adapters, "a run that fails leaves its adapter on the server"
+    assert not list((tmp_path / "runs/vllm_adapters").iterdir())
+
+
+def test_preflight_measures_completions_that_run_to_the_limit(locus, served, tmp_path):
+    more = {"model.sampling.max_new_tokens": 12, "model.rollout.init_args.max_gap": 0.001}
+    status, out, err = locus("preflight", *options(served, **more))
+    assert status == 0, err[-2000:]
+    assert "for an optimiser step" in out
+
+
+def test_a_cold_start_is_refused_with_a_server(locus, served):
+    status, _, err = locus("fit", *options(served), "--cold_start.steps=1")
+    assert status == 2
+    assert "cold_start changes weights that VLLMRollout never gets" in err
 
 
 def test_serve_prints_the_line_and_lays_the_checkpoint_out(locus, served, tmp_path):
@@ -142,6 +157,14 @@ def test_serve_prints_the_line_and_lays_the_checkpoint_out(locus, served, tmp_pa
     laid_out.load()
     assert laid_out.processor.image_processor.size["longest_edge"] == 5000
     assert (tmp_path / "runs/served/toy/model.safetensors").is_symlink()
+    (tmp_path / "runs/served/toy/stale.safetensors").write_text("of another checkpoint")
+    assert locus("serve", *options(served))[0] == 0
+    assert not (tmp_path / "runs/served/toy/stale.safetensors").exists()
+    (tmp_path / "mine/toy").mkdir(parents=True)
+    (tmp_path / "mine/toy/own.txt").write_text("keep me")
+    status, _, err = locus("serve", *options(served), "--folder", "mine")
+    assert status == 2
+    assert "holds files that `locus serve` did not put there" in err
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ class LocusCLI(LightningCLI):
         self.summary = next(c for c in self.trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
         check_before_loading(self.trainer, self.model, self.datamodule, "fit")
         cold: ColdStart | None = self.config_init["fit"].get("cold_start")
+        if cold and not self.model.rollout.exact:
+            raise ConfigError(
+                f"cold_start changes weights that {type(self.model.rollout).__name__} never gets; run it with HFRollout, export that model, and serve it."
+            )
         resumed = bool(self.config["fit"].get("ckpt_path"))
         if cold and self.trainer.world_size > 1 and not resumed:
             raise ConfigError(

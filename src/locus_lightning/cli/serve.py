@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+
 from locus_lightning.boxes import BoxFrame
 from locus_lightning.cli.fit import LocusCLI, run
 from locus_lightning.data.source import few_samples
 from locus_lightning.errors import ConfigError, DataError
+from locus_lightning.evaluation.runner import folder_name
 from locus_lightning.rollout.vllm_rollout import VLLMRollout
 from locus_lightning.rollout.vllm_server import KEY_VARIABLE
 
@@ -54,7 +57,9 @@ def serve_command(arguments: Sequence[str]) -> int:
             module.backbone.check()
             module.rollout.check(module.backbone)
             images = _images(module, data) if options.images is None else options.images
-            folder = options.folder / Path(module.backbone.checkpoint).name
+            if self.trainer.precision == "bf16-true" and module.backbone.dtype == torch.float32:
+                module.backbone.dtype = torch.bfloat16  # as training does
+            folder = _emptied(options.folder / folder_name(module.backbone.checkpoint))
             line.extend(shlex.split(options.vllm) + serve_arguments(module, folder, images) + list(further))
             module.backbone.save_served(folder)
 
@@ -86,9 +91,10 @@ def serve_arguments(module: Any, folder: Path, images: int) -> list[str]:
             f"rollout.url is {module.rollout.url}, which other machines can reach; set {KEY_VARIABLE} in the environment of the server and of "
             "the training, or use 127.0.0.1."
         )
-    rank = next((rank for rank in _RANKS if rank >= backbone.adapter_rank), None)
+    asked = max([backbone.adapter_rank, *getattr(getattr(backbone, "lora", None), "rank_pattern", {}).values()])
+    rank = next((rank for rank in _RANKS if rank >= asked), None)
     if rank is None:
-        raise ConfigError(f"backbone.lora.rank is {backbone.adapter_rank}; vLLM serves adapters of rank {_RANKS[-1]} at most.")
+        raise ConfigError(f"backbone.lora.rank is {asked}; vLLM serves adapters of rank {_RANKS[-1]} at most.")
     arguments = {
         "host": address.hostname,
         "port": address.port or (443 if address.scheme == "https" else 80),
@@ -99,10 +105,25 @@ def serve_arguments(module: Any, folder: Path, images: int) -> list[str]:
         "limit-mm-per-prompt": f'{{"image": {images}}}',
         "logprobs-mode": "processed_logprobs",  # behind the temperature
         "generation-config": "vllm",  # no settings of the checkpoint's author
-        **({"quantization": "bitsandbytes"} if backbone.quantize else {}),
     }
     flags = ["--enable-lora", "--enable-scale-out", *(["--trust-remote-code"] if getattr(backbone, "trust_remote_code", False) else [])]
     return [str(folder), *flags, *(text for name, value in arguments.items() for text in (f"--{name}", str(value)))]
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder without what an earlier call laid out there.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    mark = folder / ".served-by-locus"
+    if folder.is_dir() and any(folder.iterdir()):
+        if not mark.is_file():
+            raise ConfigError(f"{folder} holds files that `locus serve` did not put there; give another --folder.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    mark.touch()
+    return folder
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from rich.progress import track
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, DataError, PictureError
 from locus_lightning.evaluation.base import Benchmark, Item, Scored, limited
-from locus_lightning.files import lines_of
+from locus_lightning.files import lines_of, whole
 from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import RolloutEngine, ask
 
@@ -106,6 +106,13 @@ def evaluate(
         benchmark.malformed = list(dict.fromkeys(note for notes in noted for note in notes))
         answers = from_all(kept_answers(folder, about) if rank == 0 else {}, world)[0]
     answered = [item for item in items if item.id in answers]
+    lost = [
+        item.id for item in items if item.id not in answers and not any(n.startswith(f"question {item.id}:") for n in benchmark.malformed)
+    ]
+    if lost:
+        raise DataError(
+            f"{len(lost)} questions of {benchmark.name} have no answer, such as {lost[0]}: --out {folder} has to be seen by every process."
+        )
     if not answered:
         raise DataError(f"{benchmark.folder}: no picture of {benchmark.name} can be used, such as {benchmark.malformed[-1]}.")
     return from_all(_record(backbone, benchmark, answered, answers, about, folder, instruction) if rank == 0 else {}, world)[0]  # type: ignore[no-any-return]
@@ -206,7 +213,8 @@ def kept_answers(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, 
         rows += lines if not rows else lines[1:]
     if not rows:
         return {}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with whole(path) as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for part in parts:
         part.unlink()
     return {str(row["id"]): row for row in rows[1:]}

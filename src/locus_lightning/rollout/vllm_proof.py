@@ -23,7 +23,7 @@ log = logging.getLogger("locus_lightning")
 
 _TOKENS, _COMPLETIONS = 32, 2
 """The size of the completions that are compared."""
-_LEAST_EFFECT = 6
+_LEAST_EFFECT = 3
 """Times the bound by which the adapter of the proof moves log-probabilities, so that leaving it out would show."""
 _LARGEST_NOISE = 1e4
 """The noise in an adapter at which the search for such an effect ends."""
@@ -43,7 +43,7 @@ def prove(engine: VLLMRollout, backbone: Backbone, prompts: Sequence[Prompt], sa
     plain = engine.complete(backbone, prompts, _COMPLETIONS, sampling, engine.model())
     off_N = _logps(backbone, prompts, plain, sampling, adapter=False)
     gap = _mean_difference(off_N, _sampled(plain))
-    if gap > bound:
+    if not gap <= bound:  # NaN too
         raise ConfigError(
             f"{server} gives log-probabilities that are {gap:.3g} nats a token from those of {backbone.checkpoint} (rollout.max_gap "
             f"{bound:g}): it serves another model, another type of weights, or log-probabilities before the temperature; start it with the line "
@@ -54,6 +54,11 @@ def prove(engine: VLLMRollout, backbone: Backbone, prompts: Sequence[Prompt], sa
         scale *= 3
         with backbone.noisy_adapters(scale):
             effect = _mean_difference(_logps(backbone, prompts, plain, sampling), off_N)
+    if not effect >= _LEAST_EFFECT * bound:
+        raise ConfigError(
+            f"an adapter of noise moves the log-probabilities of {backbone.checkpoint} by {effect:.3g} nats a token, too little to tell whether "
+            f"{server} applies it; lower rollout.max_gap ({bound:g}), or look at backbone.lora.targets."
+        )
     name = f"proof-{uuid.uuid4().hex[:8]}"
     with backbone.noisy_adapters(scale):
         engine.load(backbone, name)
@@ -64,7 +69,7 @@ def prove(engine: VLLMRollout, backbone: Backbone, prompts: Sequence[Prompt], sa
         gap_on, gap_off = (
             _mean_difference(_logps(backbone, prompts, moved, sampling, adapter=on), _sampled(moved)) for on in (True, False)
         )
-    if gap_on > bound:
+    if not gap_on <= bound:
         how = "does not apply adapters: its log-probabilities are those without one" if gap_off < gap_on else "applies adapters otherwise"
         raise ConfigError(
             f"{server} {how} ({gap_on:.3g} nats a token from this model with an adapter, {gap_off:.3g} from it without one; rollout.max_gap "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import shutil
 import uuid
@@ -17,10 +15,10 @@ from PIL import Image
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError, LocusError, TrainingError
-from locus_lightning.ranks import from_all
+from locus_lightning.ranks import from_all, this_rank, world_size
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.rollout.vllm_proof import prove
-from locus_lightning.rollout.vllm_server import AdapterLostError, ServerLostError, VLLMServer
+from locus_lightning.rollout.vllm_server import AdapterLostError, ServerLostError, VLLMServer, data_url
 from locus_lightning.types import Generation, Prompt
 
 log = logging.getLogger("locus_lightning")
@@ -85,13 +83,12 @@ class VLLMRollout(RolloutEngine):
             what = "backbone.train_vision is true, and vLLM takes adapters of the language model alone; set it to false"
         elif getattr(lora, "dora", False):
             what = "backbone.lora.dora is true, which vLLM does not serve; set it to false"
-        elif getattr(lora, "rank_pattern", None) or getattr(lora, "alpha_pattern", None):
-            what = "backbone.lora has rank_pattern or alpha_pattern, which vLLM scales as if they were not there; leave them out"
         if what:
             raise ConfigError(f"model.rollout is VLLMRollout and {what}, or use HFRollout.")
 
     def prove(self, backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """See :meth:`RolloutEngine.prove`."""
+        _refuse_others(backbone)
         prove(self, backbone, prompts, sampling)
 
     # ---- during training -----------------------------------------------------------------------------------------
@@ -101,14 +98,15 @@ class VLLMRollout(RolloutEngine):
         sums = _sums(backbone)
         if self._name and sums == self._sums:
             return
-        rank, world = _rank(), _world()
+        _refuse_others(backbone)
+        rank, world = this_rank(), world_size()
         self._run = self._run or from_all(f"locus-{uuid.uuid4().hex[:8]}", world)[0]
         before, name, error = self._name, f"{self._run}-{self._count + 1}", ""
         if rank == 0:
             try:
                 self.load(backbone, name)
-            except (LocusError, OSError) as cause:
-                error = str(cause)
+            except Exception as cause:  # whatever it is, the other processes have to hear of it
+                error = str(cause) if isinstance(cause, LocusError) else f"{type(cause).__name__}: {cause}"
         error = from_all(error, world)[0]
         if error:
             raise TrainingError(error)
@@ -124,7 +122,7 @@ class VLLMRollout(RolloutEngine):
 
     def close(self) -> None:
         """Let the server go of the adapter."""
-        if self._name and _rank() == 0:
+        if self._name and this_rank() == 0:
             self.unload(self._name)
         self._name = ""
 
@@ -144,7 +142,7 @@ class VLLMRollout(RolloutEngine):
             for ids, _ in rows
         ]
         answers = self._answers(requests, [images for _, images in rows])
-        return [self._read(backbone, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return [self._read(backbone, prompt, answer, sampling) for prompt, answer in zip(prompts, answers, strict=True)]
 
     @staticmethod
     def _sampling(backbone: Backbone, n: int, sampling: SamplingParams) -> dict[str, Any]:
@@ -178,7 +176,7 @@ class VLLMRollout(RolloutEngine):
                 raise TrainingError(f"{self.server} was lost {losses} times while it completed the same prompts: {lost}")
             if isinstance(lost, ServerLostError):
                 log.warning("%s was lost in a rollout (%s).", self.server, lost)
-            self._hand_over(requests[0]["model"], f"it was lost in a rollout ({lost})")
+            self._hand_over(requests[0]["model"], f"it was lost in a rollout ({lost})", adapter=requests[0]["model"] == self._name)
         return [answers[i] for i in range(len(requests))]
 
     def _send(
@@ -191,8 +189,12 @@ class VLLMRollout(RolloutEngine):
         """Send some requests, put what comes back into ``answers``, and give the error that kept the others from coming."""
 
         def ask(i: int) -> dict[str, Any]:
-            parts = [{"type": "image_url", "url": _url(image)} for image in images[i]]
-            return self.server.generate({**requests[i], "content_parts": parts or None})
+            parts = [{"type": "image_url", "url": data_url(image)} for image in images[i]]
+            answer = self.server.generate({**requests[i], "content_parts": parts or None})
+            reasons = {choice["finish_reason"] for choice in answer["choices"]} - {"stop", "length"}
+            if reasons:  # a server that is told to end, or is paused, hands out what it has
+                raise ServerLostError(f"it gave up completions: {', '.join(map(str, reasons))}")
+            return answer
 
         lost: Exception | None = None
         pool = ThreadPoolExecutor(min(self.at_once, len(rest)), thread_name_prefix="vllm")
@@ -203,13 +205,14 @@ class VLLMRollout(RolloutEngine):
                 except (ServerLostError, AdapterLostError) as cause:
                     lost = cause
         except BaseException:  # Ctrl-C too: the server shall not go on
+            pool.shutdown(wait=False, cancel_futures=True)  # first, or freed threads would begin the next requests
             self.server.drop_requests()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return lost
 
-    def _read(self, backbone: Backbone, prompt: Prompt, answer: Mapping[str, Any]) -> list[Generation]:
+    def _read(self, backbone: Backbone, prompt: Prompt, answer: Mapping[str, Any], sampling: SamplingParams) -> list[Generation]:
         """Generations of one prompt, once it is sure that the server has read the same one."""
         ours, theirs = prompt.ids_P.tolist(), list(answer["prompt_token_ids"])
         if ours != theirs:
@@ -217,6 +220,16 @@ class VLLMRollout(RolloutEngine):
             raise ConfigError(
                 f"{self.server} reads a prompt as {len(theirs):,} tokens ({of_images[1]:,} of images) where the trainer has {len(ours):,} "
                 f"({of_images[0]:,}): its tokenizer, or the budget of an image, is another; start it with the line that `locus serve` prints."
+            )
+        short = [
+            choice
+            for choice in answer["choices"]
+            if choice["finish_reason"] == "length" and len(choice["token_ids"]) < sampling.max_new_tokens
+        ]
+        if short:
+            raise ConfigError(
+                f"{self.server} cut a completion off after {len(short[0]['token_ids'])} of {sampling.max_new_tokens} tokens: its context is too short "
+                f"for a prompt of {len(ours):,}; start it with a larger --max-model-len."
             )
         device = prompt.ids_P.device
         return [
@@ -234,14 +247,20 @@ class VLLMRollout(RolloutEngine):
         """Write the backbone's adapter, and let the server load it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         backbone.save_adapter(self.folder / name)
-        self._hand_over(name, "it is to get the adapter")
+        self._hand_over(name, "it is to get the adapter", adapter=True)
 
-    def _hand_over(self, name: str, why: str) -> None:
-        """Wait for the server, and let it load an adapter; the name of the model itself needs none."""
+    def _hand_over(self, name: str, why: str, *, adapter: bool) -> None:
+        """Wait for the server, and let it load an adapter; the model itself it has.
+
+        Raises:
+            TrainingError: the adapter's folder is gone.
+        """
+        if adapter and not (self.folder / name).is_dir():
+            raise TrainingError(f"the adapter {self.folder / name} is gone; rollout.adapter_folder has to be seen by every process.")
         for _ in range(_LOSSES + 1):
             self.server.wait_until_ready(self.wait, why)
             try:
-                if (self.folder / name).is_dir():
+                if adapter:
                     self.server.load_adapter(name, str(self.folder / name))
                 return
             except ServerLostError as cause:
@@ -254,6 +273,19 @@ class VLLMRollout(RolloutEngine):
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
+def _refuse_others(backbone: Backbone) -> None:
+    """Refuse weights that train beside the adapters: the server would never get them.
+
+    Raises:
+        ConfigError: names one.
+    """
+    other = next((name for name, p in backbone.named_parameters() if p.requires_grad and "lora_" not in name), None)
+    if other is not None:
+        raise ConfigError(
+            f"model.rollout is VLLMRollout and {other} trains too, which the server never gets; train adapters alone, or use HFRollout."
+        )
+
+
 def _sums(backbone: Backbone) -> list[int]:
     """A number for each tensor that trains, which changes with any of its bits."""
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -261,18 +293,3 @@ def _sums(backbone: Backbone) -> list[int]:
     if not trained:
         return []
     return [int(total) for total in torch.stack([p.view(words[p.element_size()]).sum(dtype=torch.int64) for p in trained]).tolist()]
-
-
-def _url(image: Image.Image) -> str:
-    """An image as a URL that holds it, without loss."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-
-
-def _world() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1

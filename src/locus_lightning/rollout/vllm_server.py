@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import logging
 import os
@@ -12,6 +14,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from PIL import Image
 
 from locus_lightning.errors import ConfigError, TrainingError
 
@@ -54,6 +58,7 @@ class VLLMServer:
         self.url, self.timeout = url.rstrip("/"), timeout
         self._parts = parts
         self._open: set[http.client.HTTPConnection] = set()
+        self._dropped = 0
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -128,7 +133,9 @@ class VLLMServer:
         status, answer = self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, self.timeout)
         if status == 400 and "already" in _message(answer):
             return
-        if status == 404 and "LoRA" not in _message(answer):
+        if status >= 500 and not self.is_ready():
+            raise ServerLostError(_message(answer))
+        if status == 404 and not (isinstance(answer, dict) and "error" in answer):  # the route itself is not there
             raise ConfigError(
                 f"{self} takes no adapters while it runs; set VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for it and start it with --enable-lora, as in "
                 "the line that `locus serve` prints."
@@ -147,8 +154,9 @@ class VLLMServer:
             log.info("%s was not there to let the adapter %s go.", self, name)
 
     def drop_requests(self) -> None:
-        """End all requests under way; the server then stops generating for them."""
+        """End all requests under way, those that have not connected yet too; the server then stops generating for them."""
         with self._lock:
+            self._dropped += 1
             connections = list(self._open)
         for connection in connections:
             if connection.sock is not None:
@@ -182,7 +190,11 @@ class VLLMServer:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         with self._lock:
             self._open.add(connection)
+            before = self._dropped
         try:
+            connection.connect()
+            if self._dropped != before:
+                raise ServerLostError("the request was dropped")
             connection.request(method, self._parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             content = response.read()
@@ -200,6 +212,13 @@ class VLLMServer:
             return response.status, json.loads(content) if content else {}
         except ValueError:
             return response.status, content.decode(errors="replace")
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as a URL that holds it, without loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _message(answer: Any) -> str:

@@ -207,6 +207,11 @@ class TaskModule(RolloutModule):
         """Answer held-out samples and count; nothing once the run is to stop."""
         if self.stopping:
             return
+        with self.together():
+            self.count(batch)
+
+    def count(self, batch: CueBatch) -> None:
+        """Answer samples, and add them to the figures."""
         self.metrics.update(self.answer(batch), list(batch))
 
     def on_validation_epoch_end(self) -> None:

@@ -123,7 +123,7 @@ class LocusModule(TaskModule):
         self.groups: list[RolloutGroup] = []
         self._names: list[str] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._to_the_limit = False
+        self.to_the_limit = False
         self._rollout_figures: dict[str, float] = {}
         self._update_figures: list[dict[str, Tensor]] = []
 
@@ -139,9 +139,9 @@ class LocusModule(TaskModule):
         self._names = [str(sample.id) for sample in samples]
         self.tell_callbacks("on_rollout_start", samples)
         with self._timed("rollout"):
-            self.rollout.sync(self.backbone)
             prompts = self.encode(batch)
             with self.together():
+                self.rollout.sync(self.backbone)
                 groups = self.generate_groups(samples, prompts)
         with self._timed("score"):
             rewards_BG = rewards_of(groups).to(self.device)
@@ -192,7 +192,7 @@ class LocusModule(TaskModule):
         return groups
 
     def _rollout(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        sampling = replace(self.sampling, min_new_tokens=self.sampling.max_new_tokens) if self._to_the_limit else self.sampling
+        sampling = replace(self.sampling, min_new_tokens=self.sampling.max_new_tokens) if self.to_the_limit else self.sampling
         generated = generate_checked(self.rollout, self.backbone, prompts, self.group_size, sampling)
         groups = []
         for sample, prompt, generations in zip(samples, prompts, generated, strict=True):
@@ -203,7 +203,7 @@ class LocusModule(TaskModule):
     def run_to_the_limit(self) -> None:
         """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the
         policy could not end its answers."""
-        self._to_the_limit = True
+        self.to_the_limit = True
 
     def _logps(self, prompts: Sequence[Prompt], completions: list[list[Tensor]], *, reference: bool = False) -> Tensor:
         """Log-probabilities of the whole rollout batch, micro-batch by micro-batch, padded to one width."""

@@ -28,6 +28,7 @@ class RolloutModule(ResumableModule):
     rollout: RolloutEngine
     validation: SamplingParams
     rewards: Sequence[Reward] = ()
+    to_the_limit = False
     _proven = False
 
     @abstractmethod
@@ -71,8 +72,8 @@ class RolloutModule(ResumableModule):
         Raises:
             TrainingError: the mean difference is beyond the engine's bound.
         """
-        if logps_BGT is None or self.rollout.max_gap is None:
-            return
+        if logps_BGT is None or self.rollout.max_gap is None or self.to_the_limit:
+            return  # completions that may not end are sampled from another distribution
         gap = float(((logps_BGT - sampled_logps_BGT).abs() * mask_BGT).sum() / mask_BGT.sum().clamp_min(1))
         with self.together():
             if not gap <= self.rollout.max_gap:
@@ -97,6 +98,9 @@ class RolloutModule(ResumableModule):
     def on_validation_start(self) -> None:
         """Let the rollout engine prove itself, where nothing was trained before."""
         self._prove_rollout("val")
+        if not self.rollout.exact:
+            with self.together():  # here, since a process whose share of a batch is empty generates nothing
+                self.rollout.sync(self.backbone)
 
     on_test_start = on_validation_start
     on_predict_start = on_validation_start

@@ -113,14 +113,12 @@ class SupervisedModule(TaskModule):
     def prepare_in_workers(self, split: Split) -> None:
         """None: right answers and prompts that share an image are put together in the training step."""
 
-    def validation_step(self, batch: CueBatch, batch_idx: int) -> None:
+    def count(self, batch: CueBatch) -> None:
         """Samples of the task are counted as in reinforcement; plain questions by their kind, see :class:`QuestionAnswering`."""
-        if self.stopping:
-            return
         task_samples = [sample for sample in batch if not isinstance(sample, Question)]
         questions = [sample for sample in batch if isinstance(sample, Question)]
         if task_samples:
-            super().validation_step(CueBatch(task_samples), batch_idx)
+            super().count(CueBatch(task_samples))
         for question, completion in zip(questions, self.answer(questions) if questions else (), strict=True):
             self._scores.setdefault(question.kind, []).append(completion.score)
 

@@ -85,7 +85,8 @@ class StandIn:
             return 200, {"data": names}
         if path == "/v1/load_lora_adapter":
             if not self.sees_folders:
-                return 404, {"error": {"message": f"LoRA adapter {body['lora_path']} not found"}}
+                name, path = body["lora_name"], body["lora_path"]
+                return 404, {"error": {"message": f"Loading lora {name} failed: No adapter found for {path}", "code": 404}}
             self.adapters[body["lora_name"]] = load_file(Path(body["lora_path"]) / "adapter_model.safetensors")
             return 200, "Success"
         if path == "/v1/unload_lora_adapter":

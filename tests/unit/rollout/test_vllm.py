@@ -199,22 +199,85 @@ def test_a_server_that_dies_of_the_same_prompts_is_not_asked_for_ever(engine, se
         engine.generate(backbone, backbone.encode(_contents()), 1, SAMPLING)
 
 
+def test_completions_that_a_dying_server_gave_up_are_not_taken(engine, served, backbone):
+    engine.sync(backbone)
+    generate, gave_up = served._generate, []
+
+    def aborted(body):
+        answer = generate(body)
+        if not gave_up:
+            gave_up.append(1)
+            answer["choices"][0] |= {"finish_reason": "abort", "token_ids": answer["choices"][0]["token_ids"][:1]}
+        return answer
+
+    served._generate = aborted
+    groups = engine.generate(backbone, backbone.encode(_contents()), 2, SamplingParams(8, min_new_tokens=8))
+    assert gave_up
+    assert {len(one.ids_T) for group in groups for one in group} == {8}
+
+
+def test_a_context_that_cuts_completions_off_is_refused(engine, served, backbone):
+    engine.sync(backbone)
+    generate = served._generate
+    served._generate = lambda body: generate({**body, "sampling_params": {**body["sampling_params"], "max_tokens": 3, "min_tokens": 3}})
+    with pytest.raises(ConfigError, match=r"cut a completion off after 3 of 8 tokens.*--max-model-len"):
+        engine.generate(backbone, backbone.encode(_contents()), 1, SAMPLING)
+
+
+def test_weights_that_train_beside_the_adapter_are_refused(engine, backbone):
+    norm = next(parameter for name, parameter in backbone.named_parameters() if "norm" in name)
+    norm.requires_grad_(True)
+    try:
+        with pytest.raises(ConfigError, match="norm.* trains too, which the server never gets"):
+            engine.sync(backbone)
+    finally:
+        norm.requires_grad_(False)
+
+
+def test_an_engine_that_dies_while_it_loads_an_adapter_is_waited_for(engine, served, backbone, caplog):
+    answer, died = served.answer, []
+
+    def dying(path, body, authorization):
+        if "load_lora" in path and not died:
+            died.append(1)
+            served.refuse = 1  # the look at its health
+            return 500, {"error": {"message": "EngineCore encountered an issue"}}
+        return answer(path, body, authorization)
+
+    served.answer = dying
+    engine.sync(backbone)
+    assert died
+    assert len(served.adapters) == 1
+
+
+def test_a_proof_that_shows_nothing_is_none(engine, backbone, monkeypatch):
+    """An adapter whose noise changes nothing could as well not be applied."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(type(backbone), "noisy_adapters", lambda self, scale: nullcontext())
+    with pytest.raises(ConfigError, match="too little to tell whether"):
+        engine.prove(backbone, backbone.encode(_contents()), SAMPLING)
+
+
 def test_a_stop_ends_the_requests(engine, served, backbone, monkeypatch):
     engine.sync(backbone)
     hang = threading.Event()
     generate = served._generate
     monkeypatch.setattr(served, "_generate", lambda body: hang.wait(30) and generate(body))
+    engine.at_once, prompts = 2, backbone.encode(_contents()) * 20  # most of them wait for a thread
+    before = served.log.count("/inference/v1/generate")
 
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("concurrent.futures.Future.result", stop)
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(backbone, backbone.encode(_contents()), 1, SAMPLING)
+        engine.generate(backbone, prompts, 1, SAMPLING)
     deadline = time.monotonic() + 10
     while engine.server._open and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not engine.server._open, "requests go on after a stop"
+    assert served.log.count("/inference/v1/generate") - before <= 2, "requests were begun after the stop"
     hang.set()
 
 
@@ -243,7 +306,6 @@ def test_a_folder_that_the_server_does_not_see_is_named(engine, served, backbone
     [
         ({"lora": None}, "backbone.lora is null"),
         ({"lora": LoRA(4, 4, dora=True)}, "dora"),
-        ({"lora": LoRA(4, 4, rank_pattern={"q_proj": 8})}, "rank_pattern"),
         ({"lora": LoRA(4, 4), "train_vision": True}, "train_vision"),
     ],
 )
