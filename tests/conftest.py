@@ -38,6 +38,8 @@ FAMILIES: dict[str, type[HFBackbone]] = {
         "idefics3": "SmolVLMBackbone",
         "smolvlm": "SmolVLMBackbone",
         "mistral3": "Mistral3Backbone",
+        "qwen3_vl_moe": "Qwen3VLBackbone",
+        "glm4v": "Glm4VBackbone",
         "gemma3": "Gemma3Backbone",
     }.items()
 }

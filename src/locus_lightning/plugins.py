@@ -50,6 +50,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "InternVLBackbone": "locus_lightning.backbones.internvl:InternVLBackbone",
         "SmolVLMBackbone": "locus_lightning.backbones.smolvlm:SmolVLMBackbone",
         "Mistral3Backbone": "locus_lightning.backbones.mistral3:Mistral3Backbone",
+        "Glm4VBackbone": "locus_lightning.backbones.glm4v:Glm4VBackbone",
         "Gemma3Backbone": "locus_lightning.backbones.gemma3:Gemma3Backbone",
         "GenericBackbone": "locus_lightning.backbones.generic:GenericBackbone",
     },

@@ -45,6 +45,8 @@ def load_model(
     from transformers import AutoModelForImageTextToText
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.register(), "trust_remote_code": trust_remote_code}
+    if dtype == torch.float64:
+        options["experts_implementation"] = "eager"  # the fused product of experts has no float64
     if quantize:
         options["quantization_config"] = _nf4(source, dtype, trust_remote_code)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}

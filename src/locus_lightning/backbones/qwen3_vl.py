@@ -25,7 +25,7 @@ class Qwen3VLBackbone(QwenVLBackbone):
             of :class:`HFBackbone`.
     """
 
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     convention = Convention("0-1000", '{"bbox_2d": [x1, y1, x2, y2]}', True, "max_pixels")
 
     def frame(self, size: Size) -> BoxFrame:

@@ -95,9 +95,28 @@ def _erratic(logits_RV, sampling):
     return token_R, logits_RV.log_softmax(-1).gather(-1, token_R[:, None])[:, 0]
 
 
-def test_captured_steps_give_the_tokens_of_uncaptured_ones(make_backbone, packed_family, samples, recorded, many_ends, monkeypatch):
+@pytest.fixture
+def captured_family(packed_family):
+    """Experts in float64 are chosen one after the other on the CPU, which no graph can hold: such a model decodes uncaptured, with a warning."""
+    if packed_family == "qwen3_vl_moe":
+        pytest.skip("its float64 experts cannot be captured; a test below says what happens then")
+    return packed_family
+
+
+def test_experts_that_cannot_be_captured_are_decoded_all_the_same(make_backbone, samples, recorded, caplog):
+    backbone = make_backbone("qwen3_vl_moe", dtype="float64")
+    prompts, groups, completions = rollouts(backbone, samples, n=2, sampling=LONG)
+    assert not recorded
+    assert "Decoding goes on uncaptured" in caplog.text
+    logps, _ = backbone.logps(prompts, completions)
+    for b, group in enumerate(groups):
+        for g, one in enumerate(group):
+            torch.testing.assert_close(logps[b, g, : len(one.logps_T)], one.logps_T.to(logps), atol=1e-6, rtol=0)
+
+
+def test_captured_steps_give_the_tokens_of_uncaptured_ones(make_backbone, captured_family, samples, recorded, many_ends, monkeypatch):
     """No random numbers, which would differ by which rows are present: ragged endings through all sizes, and room that grows."""
-    backbone = make_backbone(packed_family, dtype="float64")
+    backbone = make_backbone(captured_family, dtype="float64")
     many_ends(backbone)
     monkeypatch.setattr(decoding, "sample_token", _erratic)
     greedy = replace(LONG, temperature=0.0)
@@ -134,8 +153,8 @@ def test_the_captured_form_of_decoding_with_4_bit_weights(make_backbone, samples
     assert sum(torch.equal(one.ids_T, other.ids_T) for one, other in zip(captured, plain, strict=True)) >= 0.7 * len(plain)
 
 
-def test_captured_log_probabilities_are_those_of_training(make_backbone, packed_family, samples, recorded, many_ends):
-    backbone = make_backbone(packed_family, dtype="float64")
+def test_captured_log_probabilities_are_those_of_training(make_backbone, captured_family, samples, recorded, many_ends):
+    backbone = make_backbone(captured_family, dtype="float64")
     many_ends(backbone)
     prompts, groups, completions = rollouts(backbone, samples, n=4, sampling=LONG)
     assert recorded

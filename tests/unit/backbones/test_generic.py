@@ -13,7 +13,7 @@ from locus_lightning.types import Question
 from tests.conftest import FAMILIES, contents, make_sample
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("qwen3_vl", "gemma3")])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("qwen3_vl", "qwen3_vl_moe", "gemma3")])
 def test_the_generic_backbone_gives_what_the_familys_own_gives(make_backbone, family):
     torch.manual_seed(0)
     generic = GenericBackbone(f"toy:{family}", frame="thousandths", dtype="float64")
@@ -27,7 +27,7 @@ def test_the_generic_backbone_gives_what_the_familys_own_gives(make_backbone, fa
     assert torch.allclose(one, other, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe", "gemma3"])
 def test_the_generic_backbone_refuses_what_it_would_run_wrongly(family):
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="needs a backbone plugin of its own"):

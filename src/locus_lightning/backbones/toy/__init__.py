@@ -21,6 +21,8 @@ _FAMILIES = {
     "qwen2_vl": ("qwen:qwen2_vl", "qwen2_vl"),
     "qwen2_5_vl": ("qwen:qwen2_5_vl", "qwen2_5_vl"),
     "qwen3_vl": ("qwen:qwen3_vl", "qwen3_vl"),
+    "qwen3_vl_moe": ("qwen:qwen3_vl_moe", "qwen3_vl_moe"),
+    "glm4v": ("glm:glm4v", "glm4v"),
     "internvl": ("others:internvl", "internvl"),
     "idefics3": ("others:idefics3", "idefics3"),
     "smolvlm": ("others:smolvlm", "smolvlm"),

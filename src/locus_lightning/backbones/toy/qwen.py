@@ -75,9 +75,23 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), _processor(Qwen2_5_VLProcessor, tokenizer)
 
 
+def qwen3_vl_moe() -> tuple[Any, Any]:
+    """Qwen3-VL with four experts in every layer, two of them at work for a token."""
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    return _qwen3(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, experts)
+
+
 def qwen3_vl() -> tuple[Any, Any]:
     """Qwen3-VL: features of two layers of the tower are added inside the language model."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    return _qwen3(Qwen3VLConfig, Qwen3VLForConditionalGeneration, {})
+
+
+def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
@@ -93,9 +107,9 @@ def qwen3_vl() -> tuple[Any, Any]:
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    text = {**_text(tokenizer), "head_dim": 16, "rope_parameters": rope}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_ids(tokenizer))
+    text = {**_text(tokenizer), "head_dim": 16, "rope_parameters": rope, **more}
+    config = configuration(text_config=text, vision_config=vision, **_ids(tokenizer))
     bounds = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
     images = Qwen2VLImageProcessor(size=bounds, patch_size=16)
     videos = Qwen3VLVideoProcessor(size={"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768})
-    return Qwen3VLForConditionalGeneration(config), Qwen3VLProcessor(images, tokenizer, videos, chat_template=_TURNS)
+    return architecture(config), Qwen3VLProcessor(images, tokenizer, videos, chat_template=_TURNS)
