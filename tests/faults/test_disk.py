@@ -86,3 +86,24 @@ def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  #
     assert not os.path.exists(f"/proc/{child}")
     saved = torch.load(checkpoint(tmp_path, "locus"), weights_only=True)
     assert len(saved["locus"]["ranks"]) == 2
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_broken_for_one_process_stops_neither(locus_process, coco_folder, tmp_path):  # noqa: F811
+    """Each picture is met by one of two processes; filtered groups are among the others."""
+    import json
+    import shutil
+
+    shutil.copytree(coco_folder, tmp_path / "photos")
+    (tmp_path / "photos" / "images" / "3.jpg").write_bytes(b"no picture")
+    source = ["--data.source=CocoCues", f"--data.source.init_args.annotations={tmp_path / 'photos' / 'instances.json'}",
+              f"--data.source.init_args.images={tmp_path / 'photos' / 'images'}", "--data.source.init_args.val_fraction=0.2",
+              '--data.source.init_args.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}',
+              "--model.filter_groups=true", "--model.resample=1", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_val_batches=1"]  # fmt: skip
+    options = [option for option in RUN if "train_size" not in str(option)]
+    process = locus_process("fit", *options, *source)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.rglob("summary.json"))
+    assert summary["steps"] == 6
+    assert [path.rpartition("/")[2] for path in summary["data"]["quarantined"]] == ["3.jpg"], summary["data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from rich import get_console
+from safetensors.torch import load_file
 
 from tests.integration.conftest import ROOT, small
 
@@ -688,3 +690,41 @@ def test_a_token_budget_leaves_the_validation_interval_alone(locus, tmp_path, mo
                            "--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1")  # fmt: skip
     assert status == 0, err
     assert seen == [2, 4]
+
+
+@pytest.mark.slow
+def test_the_papers_setting_is_trained_continued_validated_and_exported(locus, locus_process, coco_folder, toy_folder, tmp_path):
+    """On a toy of its family and two processes with ddp: all weights, rollout batches of several steps, a reference copy."""
+    shutil.copytree(toy_folder("qwen2_5_vl"), tmp_path / "base")
+    data = [f"--data.source.annotations={coco_folder}/instances.json", f"--data.source.images={coco_folder}/images", "--data.source.train_size=16",
+            "--data.source.val_size=4", '--data.source.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}',
+            "--data.source.val_fraction=0.25", "--data.num_workers=0", "--data.val_batch_size=2"]  # fmt: skip
+    smaller = ["--checkpoint=base", "--model.groups_per_step=4", "--data.batch_size=4", "--model.sampling.max_new_tokens=6", "--model.group_size=4",
+               "--model.validation.max_new_tokens=6", "--model.backbone.min_pixels=3136", "--model.backbone.max_pixels=12544",
+               "--model.optimizer.lr=1e-3", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]  # fmt: skip
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.val_check_interval=2", "--checkpoints.every_n_steps=1"]
+    config = ["--config", str(ROOT / "configs" / "paper.yaml")]
+    for steps, more in ((2, []), (4, ["--ckpt_path=last"])):
+        process = locus_process("fit", *config, *smaller, *data, *two, f"--trainer.max_steps={steps}", *more)
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, out
+    run = tmp_path / "runs/paper/version_0"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert "a rollout batch of 8 prompts serves 2 step(s)" in out
+    status, out, err = locus(
+        "validate", *config, *smaller, *data, "--trainer.devices=1", "--trainer.strategy=auto", f"--ckpt_path={run}/checkpoints/last.ckpt"
+    )
+    assert status == 0, err
+    status, out, err = locus("export", str(run), "exported", "--dtype", "float32")
+    assert status == 0, err
+    assert "loaded again" in out
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "base", tmp_path / "exported"))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name in after), "the weights never moved"
+
+
+def test_a_checkpoint_of_deepspeed_is_named(locus, tmp_path):
+    (tmp_path / "last.ckpt").mkdir()
+    status, _, err = locus("fit", "--config", SCENES, "--ckpt_path=last.ckpt")
+    assert status == 2
+    assert "is a folder that DeepSpeed wrote" in err

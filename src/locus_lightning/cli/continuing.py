@@ -7,7 +7,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from locus_lightning.backbones.open import read_checkpoint
 from locus_lightning.callbacks.run_folder import NUMBERING, own_root
+from locus_lightning.errors import CheckpointError
 
 
 def runs_of(logger: Any) -> Path:
@@ -37,3 +39,25 @@ def keep_earlier(path: Path) -> None:
         number += 1
     if path.exists():
         path.rename(path.with_stem(f"{path.stem}-{number}"))
+
+
+def check_checkpoint(path: Path, *, resume: bool) -> None:
+    """Refuse a checkpoint that cannot be used, before anything is built.
+
+    Args:
+        path: as it was given.
+        resume: whether training goes on from it.
+
+    Raises:
+        CheckpointError: it is not there, is a folder, or cannot be read.
+    """
+    if path.is_dir() and path.suffix == ".ckpt":
+        raise CheckpointError(
+            f"ckpt_path {path} is a folder that DeepSpeed wrote, from which a run cannot be continued yet; its weights are in the run's model/ "
+            "where it ended, or come out of the zero_to_fp32.py in that folder."
+        )
+    if path.is_dir():
+        raise CheckpointError(f"ckpt_path {path} is a folder; give a .ckpt file in it, or `last` for the newest run.")
+    if not path.exists():
+        raise CheckpointError(f"ckpt_path {path} does not exist; give a .ckpt file, or `last` for the newest run.")
+    read_checkpoint(path, resume=resume)

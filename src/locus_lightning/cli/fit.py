@@ -23,7 +23,6 @@ import locus_lightning.data.synthetic.curriculum
 import locus_lightning.data.synthetic.scenes
 import locus_lightning.rollout.vllm_rollout
 import locus_lightning.training.optimizers  # noqa: F401 - so that their class names are known to the parser
-from locus_lightning.backbones.open import read_checkpoint
 from locus_lightning.callbacks.checkpoints import Checkpoints
 from locus_lightning.callbacks.loggers import KeepLogging
 from locus_lightning.callbacks.pictures import CuePictures
@@ -33,7 +32,7 @@ from locus_lightning.callbacks.run_folder import RunLock, check_writable, run_fo
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.callbacks.stops import Stops, StopTraining
 from locus_lightning.callbacks.summary import Summary, figures_table, log_hyperparameters, plain_figures
-from locus_lightning.cli.continuing import keep_earlier, last_checkpoint, numbers_its_runs, runs_of
+from locus_lightning.cli.continuing import check_checkpoint, keep_earlier, last_checkpoint, numbers_its_runs, runs_of
 from locus_lightning.cli.messages import lost_process, mistake_behind, one_sentence, refused_by_a_class
 from locus_lightning.cli.names import prepare
 from locus_lightning.cli.save_config import SaveConfig
@@ -89,12 +88,8 @@ class LocusCLI(LightningCLI):
             config["weights_only"] = True  # our checkpoints hold tensors and plain containers; a pickle from a stranger runs code
         if config.get("ckpt_path") in ("last", "auto"):
             self._continue(config)
-        elif config.get("ckpt_path") and Path(config["ckpt_path"]).is_dir() and Path(config["ckpt_path"]).suffix != ".ckpt":
-            raise CheckpointError(f"ckpt_path {config['ckpt_path']} is a folder; give a .ckpt file in it, or `last` for the newest run.")
-        elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
-            raise CheckpointError(f"ckpt_path {config['ckpt_path']} does not exist; give a .ckpt file, or `last` for the newest run.")
-        if config.get("ckpt_path") and Path(config["ckpt_path"]).is_file():  # strategies that shard write folders
-            read_checkpoint(Path(config["ckpt_path"]), resume=self.subcommand == "fit")
+        if config.get("ckpt_path"):
+            check_checkpoint(Path(config["ckpt_path"]), resume=self.subcommand == "fit")
 
     def _continue(self, config: Namespace) -> None:
         """Find the newest run, and go on in its folder; ``auto`` begins a run where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from locus_lightning.tasks.base import check_fit
 if TYPE_CHECKING:
     from locus_lightning.training.grpo import LocusModule
 
+log = logging.getLogger("locus_lightning")
 
 _MOST = 10_000
 """The largest number of prompts, completions or iterations that is taken for meant."""
@@ -93,6 +95,8 @@ def check_strategy(strategy: Any) -> None:
         )
     if kind == "DeepSpeedStrategy" and strategy.root_device.type != "cuda":
         raise ConfigError("trainer.strategy is deepspeed, which runs on CUDA GPUs alone; use ddp, or one device.")
+    if kind == "DeepSpeedStrategy":
+        log.warning("trainer.strategy is deepspeed: a run that is stopped cannot be continued from its checkpoint yet; ddp can.")
     if kind not in ("SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy"):
         raise ConfigError(f"trainer.strategy is {kind}, which has not been tried; use one device, ddp, or deepspeed_stage_1 or _2.")
 
