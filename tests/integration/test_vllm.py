@@ -18,7 +18,7 @@ from locus_lightning.backbones.toy import save_toy_checkpoint
 from tests.integration.conftest import ROOT, small
 from tests.unit.rollout.stand_in import StandIn
 
-CONFIG = ROOT / "tests" / "configs" / "vllm.yaml"
+CONFIG = ROOT / "tests" / "integration" / "vllm.yaml"
 
 VARIED = """
 from locus_lightning import Reward

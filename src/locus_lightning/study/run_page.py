@@ -58,9 +58,17 @@ def read_run(folder: Path) -> RunFacts:
         raise DataError(f"{folder} is no run's folder: it has no config.yaml; give one such as runs/tiny/version_0.")
     scalars, pictures, completions = _events(folder)
     return RunFacts(
-        "/".join(folder.resolve().parts[-2:]), json.loads(summary.read_text()) if summary.is_file() else {}, config.read_text(), scalars,
-        pictures, completions,
+        "/".join(folder.resolve().parts[-2:]), _summary(summary), config.read_text(), scalars, pictures, completions,
     )  # fmt: skip
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    """What a run's summary holds; nothing where there is none, or where a full disk left it empty."""
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _events(folder: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[tuple[int, bytes]], list[list[str]]]:
