@@ -108,3 +108,14 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chdir(before)
         sys.argv = arguments
     return checkpoint(folder, "locus")
+
+
+def after_a_step(process: Any) -> tuple[list[str], int]:
+    """What a run of two processes has said when its first step is done, and the process that it has started."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    return lines, child

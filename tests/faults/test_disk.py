@@ -6,14 +6,13 @@ import errno
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from locus_lightning.callbacks import loggers
-from tests.faults.conftest import RUN, checkpoint, locus_process  # noqa: F401
+from tests.faults.conftest import RUN, after_a_step, checkpoint, locus_process  # noqa: F401
 from tests.integration.conftest import coco_folder  # noqa: F401
 
 
@@ -70,12 +69,7 @@ def test_when_all_pictures_are_gone_the_state_is_saved_first(locus, tmp_path, in
 def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  # noqa: F811
     process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
                             "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true")  # fmt: skip
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("step "):
-            break
-    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    lines, child = after_a_step(process)
     os.kill(child, signal.SIGTERM)
     rest, _ = process.communicate(timeout=300)
     assert process.returncode == 143, "".join(lines) + rest

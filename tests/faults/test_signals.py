@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.conftest import RUN, assert_same_end, checkpoint, send
+from tests.faults.conftest import RUN, after_a_step, assert_same_end, checkpoint, send
 
 CASES = [
     *((hook, step, (signal.SIGTERM,), 143) for hook, step in (("rollout", 2), ("update", 3), ("validation", 2), ("step end", 4))),
@@ -146,12 +146,7 @@ def test_a_stop_that_an_import_turned_into_another_error_is_still_a_stop(monkeyp
 def test_a_process_that_is_killed_ends_the_others_with_a_message(locus_process, tmp_path):
     process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
                             "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true", "--checkpoints.every_n_steps=1")  # fmt: skip
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("step "):
-            break
-    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    lines, child = after_a_step(process)
     os.kill(child, signal.SIGKILL)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 2, "".join(lines) + rest

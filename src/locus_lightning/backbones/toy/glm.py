@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from locus_lightning.backbones.toy.parts import toy_tokenizer, turns_in_order
+from locus_lightning.backbones.toy.qwen import decoder
 
 _TURNS = turns_in_order("<|begin_of_image|><|image|><|end_of_image|>")
 _MARKS = ("<|im_start|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|video|>")
@@ -18,18 +19,8 @@ def glm4v() -> tuple[Any, Any]:
 
     tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, _MARKS)
     token = tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        "eos_token_id": [token("<|im_end|>"), token("<|endoftext|>")],
-        "pad_token_id": token("<|endoftext|>"),
-    }
+    text = decoder(tokenizer)
+    text["rope_parameters"]["partial_rotary_factor"] = 1.0
     vision = {
         "depth": 2,
         "hidden_size": 32,

@@ -14,7 +14,8 @@ def _tokenizer() -> Any:
     return toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, _MARKS)
 
 
-def _text(tokenizer: Any) -> dict[str, Any]:
+def decoder(tokenizer: Any) -> dict[str, Any]:
+    """The sizes of a decoder of two layers, 64 wide, with positions of three kinds."""
     token = tokenizer.convert_tokens_to_ids
     return {
         "vocab_size": len(tokenizer),
@@ -52,7 +53,7 @@ def qwen2_vl() -> tuple[Any, Any]:
 
     tokenizer = _tokenizer()
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 14}
-    config = Qwen2VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
+    config = Qwen2VLConfig(text_config=decoder(tokenizer), vision_config=vision, **_ids(tokenizer))
     return Qwen2VLForConditionalGeneration(config), _processor(Qwen2VLProcessor, tokenizer)
 
 
@@ -71,7 +72,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         "window_size": 56,
         "patch_size": 14,
     }
-    config = Qwen2_5_VLConfig(text_config=_text(tokenizer), vision_config=vision, **_ids(tokenizer))
+    config = Qwen2_5_VLConfig(text_config=decoder(tokenizer), vision_config=vision, **_ids(tokenizer))
     return Qwen2_5_VLForConditionalGeneration(config), _processor(Qwen2_5_VLProcessor, tokenizer)
 
 
@@ -107,7 +108,7 @@ def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any]) -> tuple
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    text = {**_text(tokenizer), "head_dim": 16, "rope_parameters": rope, **more}
+    text = {**decoder(tokenizer), "head_dim": 16, "rope_parameters": rope, **more}
     config = configuration(text_config=text, vision_config=vision, **_ids(tokenizer))
     bounds = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
     images = Qwen2VLImageProcessor(size=bounds, patch_size=16)
