@@ -271,6 +271,8 @@ def test_a_stop_ends_the_requests(engine, served, backbone, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("concurrent.futures.Future.result", stop)
+    drop = engine.server.drop_requests
+    monkeypatch.setattr(engine.server, "drop_requests", lambda: (drop(), time.sleep(0.5)))  # time for freed threads to begin others
     with pytest.raises(KeyboardInterrupt):
         engine.generate(backbone, prompts, 1, SAMPLING)
     deadline = time.monotonic() + 10
