@@ -188,9 +188,11 @@ class VLLMRollout(RolloutEngine):
     ) -> Exception | None:
         """Send some requests, put what comes back into ``answers``, and give the error that kept the others from coming."""
 
+        since = self.server.dropped
+
         def ask(i: int) -> dict[str, Any]:
             parts = [{"type": "image_url", "url": data_url(image)} for image in images[i]]
-            answer = self.server.generate({**requests[i], "content_parts": parts or None})
+            answer = self.server.generate({**requests[i], "content_parts": parts or None}, since)
             reasons = {choice["finish_reason"] for choice in answer["choices"]} - {"stop", "length"}
             if reasons:  # a server that is told to end, or is paused, hands out what it has
                 raise ServerLostError(f"it gave up completions: {', '.join(map(str, reasons))}")

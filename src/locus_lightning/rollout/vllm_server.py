@@ -58,7 +58,7 @@ class VLLMServer:
         self.url, self.timeout = url.rstrip("/"), timeout
         self._parts = parts
         self._open: set[http.client.HTTPConnection] = set()
-        self._dropped = 0
+        self.dropped = 0  # times that requests were dropped
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -107,14 +107,18 @@ class VLLMServer:
         """Of vLLM."""
         return str(self._ask("GET", "/version", None).get("version", "unknown"))
 
-    def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def generate(self, request: Mapping[str, Any], since: int | None = None) -> dict[str, Any]:
         """Completions of one prompt of token ids and images.
+
+        Args:
+            request: in vLLM's form.
+            since: ``dropped`` when the rollout began: a request that was prepared before a drop is not sent after it.
 
         Raises:
             ServerLostError: try again when it is back.
             AdapterLostError: load the adapter first.
         """
-        status, answer = self._request("POST", "/inference/v1/generate", request, self.timeout)
+        status, answer = self._request("POST", "/inference/v1/generate", request, self.timeout, since)
         if status == 404 and "does not exist" in _message(answer):
             raise AdapterLostError(_message(answer))
         if status in (403, 404):
@@ -156,7 +160,7 @@ class VLLMServer:
     def drop_requests(self) -> None:
         """End all requests under way, those that have not connected yet too; the server then stops generating for them."""
         with self._lock:
-            self._dropped += 1
+            self.dropped += 1
             connections = list(self._open)
         for connection in connections:
             if connection.sock is not None:
@@ -177,7 +181,7 @@ class VLLMServer:
             raise TrainingError(f"{self} refuses a request (status {status}): {_message(answer)}")
         return dict(answer)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float) -> tuple[int, Any]:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float, since: int | None = None) -> tuple[int, Any]:
         """Status and answer.
 
         Raises:
@@ -190,10 +194,10 @@ class VLLMServer:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         with self._lock:
             self._open.add(connection)
-            before = self._dropped
+            before = self.dropped if since is None else since
         try:
             connection.connect()
-            if self._dropped != before:
+            if self.dropped != before:
                 raise ServerLostError("the request was dropped")
             connection.request(method, self._parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
