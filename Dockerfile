@@ -1,9 +1,9 @@
 # locus-lightning with CUDA, for one machine or a cluster's nodes.
 #
 #   docker build -t locus-lightning .
-#   docker run --rm --gpus all -v "$PWD:/work" -v "$HOME/.cache/huggingface:/home/locus/.cache/huggingface" locus-lightning fit --config configs/llava.yaml
+#   docker run --rm --gpus all -v "$PWD:/workspace" -v "$HOME/.cache/huggingface:/home/locus/.cache/huggingface" locus-lightning fit --config configs/llava.yaml
 #
-# Without --gpus the default run works too: docker run --rm -v "$PWD:/work" locus-lightning fit --config configs/tiny.yaml
+# Without --gpus the default run works too: docker run --rm -v "$PWD:/workspace" locus-lightning fit --config configs/tiny.yaml
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV DEBIAN_FRONTEND=noninteractive PYTHONUNBUFFERED=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
@@ -13,7 +13,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/venv \
     && useradd --create-home --uid 10001 locus \
-    && mkdir /work && chown locus /work
+    && mkdir /workspace && chown locus /workspace
 ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir uv
@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir uv
 # for development: the sources are mounted, `uv run` makes their environment
 FROM base AS dev
 USER 10001
-WORKDIR /work
+WORKDIR /workspace
 
 FROM base AS product
 COPY pyproject.toml README.md LICENSE /src/
@@ -29,6 +29,6 @@ COPY src /src/src
 COPY configs /src/configs
 RUN uv pip install --no-cache "/src[smolvlm]" && locus --version
 USER 10001
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["locus"]
 CMD ["--help"]

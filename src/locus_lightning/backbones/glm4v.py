@@ -5,7 +5,6 @@ from __future__ import annotations
 from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.qwen import QwenVLBackbone
 from locus_lightning.boxes import BoxFrame
-from locus_lightning.errors import ConfigError
 from locus_lightning.types import Size
 
 
@@ -21,15 +20,7 @@ class Glm4VBackbone(QwenVLBackbone):
 
     def prepare_processor(self) -> None:
         """Set the pixel bounds."""
-        images = self.processor.image_processor
-        frames = images.temporal_patch_size
-        low = self.min_pixels * frames if self.min_pixels else images.size["shortest_edge"]
-        high = self.max_pixels * frames if self.max_pixels else images.size["longest_edge"]
-        if low > high:
-            raise ConfigError(
-                f"backbone.min_pixels {low // frames} is above backbone.max_pixels {high // frames} (what is not set is the checkpoint's)."
-            )
-        images.size = {"shortest_edge": low, "longest_edge": high}
+        self.set_bounds(self.processor.image_processor.temporal_patch_size)
 
     def frame(self, size: Size) -> BoxFrame:
         """Thousandths of the image."""

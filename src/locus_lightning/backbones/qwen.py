@@ -35,11 +35,21 @@ class QwenVLBackbone(HFBackbone):
     def prepare_processor(self) -> None:
         """Set the pixel bounds; let the tower attend to its windows in few calls."""
         use_windows(self.hf)
+        self.set_bounds()
+
+    def set_bounds(self, frames: int = 1) -> None:
+        """Set the pixel bounds; a processor may count an image as several ``frames``.
+
+        Raises:
+            ConfigError: the lower one is above the other.
+        """
         images = self.processor.image_processor
-        low = self.min_pixels or images.size["shortest_edge"]
-        high = self.max_pixels or images.size["longest_edge"]
+        low = self.min_pixels * frames if self.min_pixels else images.size["shortest_edge"]
+        high = self.max_pixels * frames if self.max_pixels else images.size["longest_edge"]
         if low > high:
-            raise ConfigError(f"backbone.min_pixels {low} is above backbone.max_pixels {high} (what is not set is the checkpoint's).")
+            raise ConfigError(
+                f"backbone.min_pixels {low // frames} is above backbone.max_pixels {high // frames} (what is not set is the checkpoint's)."
+            )
         images.size = {"shortest_edge": low, "longest_edge": high}
 
     def prepare_image(self, image: Image.Image) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from locus_lightning.backbones.toy.parts import toy_tokenizer, turns_in_order
-from locus_lightning.backbones.toy.qwen import decoder
+from locus_lightning.backbones.toy.qwen import TOWER, decoder
 
 _TURNS = turns_in_order("<|begin_of_image|><|image|><|end_of_image|>")
 _MARKS = ("<|im_start|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|video|>")
@@ -22,11 +22,7 @@ def glm4v() -> tuple[Any, Any]:
     text = decoder(tokenizer)
     text["rope_parameters"]["partial_rotary_factor"] = 1.0
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": 64,
+        **TOWER,
         "patch_size": 14,
         "image_size": 112,
     }

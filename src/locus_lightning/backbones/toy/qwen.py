@@ -9,6 +9,9 @@ from locus_lightning.backbones.toy.parts import toy_tokenizer, turns_in_order
 _TURNS = turns_in_order("<|vision_start|><|image_pad|><|vision_end|>")
 _MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
+TOWER = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+"""The sizes of a vision tower of two layers whose features are as wide as :func:`decoder`."""
+
 
 def _tokenizer() -> Any:
     return toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, _MARKS)
@@ -63,11 +66,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
     tokenizer = _tokenizer()
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": 64,
+        **TOWER,
         "fullatt_block_indexes": [1],
         "window_size": 56,
         "patch_size": 14,
@@ -99,11 +98,7 @@ def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any]) -> tuple
     tokenizer = _tokenizer()
     rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": 64,
+        **TOWER,
         "patch_size": 16,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
