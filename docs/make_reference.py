@@ -23,6 +23,7 @@ from locus_lightning.cue_samplers.text_cue import TextCues
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.corpus.corpus import CorpusCues
 from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.order import HardCues, LargeToSmall, Shuffled
 from locus_lightning.data.synthetic.curriculum import SceneQA, Stage
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.objectives.grpo import GRPO
@@ -38,6 +39,7 @@ from locus_lightning.tasks.multi_cue import MultiCue
 from locus_lightning.training.cold_start import ColdStart
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.optimizers import MuonAdamW
+from locus_lightning.training.reference import ReferenceSync
 from locus_lightning.training.sft import SupervisedModule
 
 TARGET = Path(__file__).with_name("configuration.md")
@@ -49,10 +51,12 @@ SECTIONS: list[tuple[str, str, list[type]]] = [
     ("model.init_args.task", "By class name; null is `CueSearch`.", [CueSearch, CuePrompt, MultiCue, TaskMixture]),
     ("model.init_args.rewards", "A list, by class name.", [IoUReward, FormatReward, AnswerReward]),
     ("model.init_args.objective", "", [GRPO]),
+    ("model.init_args.reference_sync", "Null: the reference model stays as it was before training.", [ReferenceSync]),
     ("model.init_args.rollout, .sampling, .validation", "", [HFRollout, VLLMRollout, SamplingParams]),
     ("data", "", [CueDataModule]),
     ("data.source", "By class name.", [CocoCues, CorpusCues, SceneCues, SceneQA]),
     ("data.source.init_args.stages", "Of `SceneQA`: a list.", [Stage]),
+    ("data.order", "By class name; null is `Shuffled`.", [Shuffled, LargeToSmall, HardCues]),
     ("data.source.init_args.cue_sampler", "By class name.", [ObjectCues, RandomCropCues, TextCues]),
     ("model.init_args.optimizer", "torch's by dotted path, such as `torch.optim.AdamW`; ours by class name.", [MuonAdamW]),
     ("trainer.callbacks", "By dotted path, such as `locus_lightning.callbacks.downstream.DownstreamAccuracy`; Lightning's own by class name.", [DownstreamAccuracy]),

@@ -341,6 +341,7 @@ def test_ten_steps_equal_five_and_five(locus, tmp_path):
     """Resume in the middle of an epoch and of a rollout batch: data, generators, optimiser and buffer go on."""
     options = ["--model.init_args.num_iterations=3", "--data.source.init_args.train_size=20", "--trainer.num_sanity_val_steps=0"]
     options += ["--checkpoints.every_n_steps=0", "--trainer.limit_val_batches=0", "--model.init_args.warmup_ratio=0.0", *MOVES]
+    options += ["--model.init_args.reference_sync.every_n_steps=2", "--model.init_args.reference_sync.mixing=0.5"]
     status, _, err = locus("fit", "--config", SCENES, *options, "--trainer.max_steps=10", "--trainer.logger.init_args.name=whole")
     assert status == 0, err
     half = {}
@@ -694,7 +695,7 @@ def test_a_token_budget_leaves_the_validation_interval_alone(locus, tmp_path, mo
 
 @pytest.mark.slow
 def test_the_papers_setting_is_trained_continued_validated_and_exported(locus, locus_process, coco_folder, toy_folder, tmp_path):
-    """On a toy of its family and two processes with ddp: all weights, rollout batches of several steps, a reference copy."""
+    """On a toy of its family, two processes and its own strategy: all weights, rollout batches of several steps, a reference copy."""
     shutil.copytree(toy_folder("qwen2_5_vl"), tmp_path / "base")
     data = [f"--data.source.annotations={coco_folder}/instances.json", f"--data.source.images={coco_folder}/images", "--data.source.train_size=16",
             "--data.source.val_size=4", '--data.source.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}',
@@ -702,7 +703,7 @@ def test_the_papers_setting_is_trained_continued_validated_and_exported(locus, l
     smaller = ["--checkpoint=base", "--model.groups_per_step=4", "--data.batch_size=4", "--model.sampling.max_new_tokens=6", "--model.group_size=4",
                "--model.validation.max_new_tokens=6", "--model.backbone.min_pixels=3136", "--model.backbone.max_pixels=12544",
                "--model.optimizer.lr=1e-3", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]  # fmt: skip
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.val_check_interval=2", "--checkpoints.every_n_steps=1"]
+    two = ["--trainer.devices=2", "--trainer.val_check_interval=2", "--checkpoints.every_n_steps=1"]
     config = ["--config", str(ROOT / "configs" / "paper.yaml")]
     for steps, more in ((2, []), (4, ["--ckpt_path=last"])):
         process = locus_process("fit", *config, *smaller, *data, *two, f"--trainer.max_steps={steps}", *more)

@@ -197,8 +197,20 @@ class Backbone(Offers):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @abstractmethod
-    def freeze_reference(self) -> None:
-        """Fix the reference model: adapter off needs nothing; full fine-tuning takes a frozen copy of the weights as they are now."""
+    def freeze_reference(self, *, moves: bool = False) -> None:
+        """Fix the reference model: adapter off needs nothing; full fine-tuning takes a frozen copy of the weights as they are now.
+
+        Args:
+            moves: whether :meth:`move_reference` will be called. Adapters are then copied too, and checkpoints hold the copies.
+        """
+
+    def move_reference(self, mixing: float) -> None:
+        """Make the reference ``mixing`` x policy + (1 - ``mixing``) x reference.
+
+        Raises:
+            ConfigError: the backbone does not offer this, or holds no copy.
+        """
+        raise ConfigError(f"{type(self).__name__} has no reference that moves; set model.reference_sync: null.")
 
     @abstractmethod
     def saved_parameters(self) -> set[str]:

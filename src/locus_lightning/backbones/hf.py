@@ -5,7 +5,6 @@ A family's file holds only its differences: frame, images, positions.
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 from locus_lightning.backbones import base_files, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
-from locus_lightning.backbones.embeddings import mark_embedding
-from locus_lightning.backbones.serving import Serving
+from locus_lightning.backbones.reference import WithReference
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.backbones.token_logps import CHUNK, token_logps
@@ -30,7 +28,7 @@ from locus_lightning.types import Content, Prompt
 log = logging.getLogger(__name__)
 
 
-class HFBackbone(Serving):
+class HFBackbone(WithReference):
     """A model of transformers' ``AutoModelForImageTextToText`` with its own processor.
 
     Args:
@@ -109,8 +107,7 @@ class HFBackbone(Serving):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # rollout, reference and update must be the same function
-            if isinstance(module, nn.Embedding) or module is self.hf.get_output_embeddings():
-                mark_embedding(module.weight)  # type: ignore[arg-type]
+        self.mark_embeddings()
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.turn_end()  # warns where answers would never end
@@ -127,10 +124,6 @@ class HFBackbone(Serving):
     def hf(self) -> Any:
         """The transformers model, adapters inside."""
         return self.model.get_base_model() if self.lora else self.model
-
-    def _model(self, reference: bool) -> Any:
-        """The policy's model; for the reference its frozen copy, where there is one (with LoRA the adapter is switched off instead)."""
-        return self.reference if reference and self.reference is not None else self.hf
 
     @property
     def device(self) -> torch.device:
@@ -158,19 +151,6 @@ class HFBackbone(Serving):
         faster = [p for name, p in trained if "lora_B" in name]
         return [{"params": [p for name, p in trained if "lora_B" not in name]}, {"params": faster, "lr_factor": self.lora.plus}]
 
-    def freeze_reference(self) -> None:
-        """See :meth:`Backbone.freeze_reference`; the frozen vision side is shared, not copied."""
-        if self.lora or self.reference is not None:
-            return
-        shared = {} if self._vision_moves else {id(m): m for m in loading.vision_modules(self.hf)}
-        self.reference = copy.deepcopy(self.hf, shared)
-        own = set(self.hf.parameters())
-        copied = {name: p for name, p in self.reference.named_parameters() if p not in own}
-        for parameter in copied.values():
-            parameter.requires_grad_(False)
-        if not self.weights_on_disk:
-            self._changed |= {f"reference.{name}" for name in copied}
-
     def saved_parameters(self) -> set[str]:
         """See :meth:`Backbone.saved_parameters`."""
         return self._changed
@@ -178,10 +158,12 @@ class HFBackbone(Serving):
     def save_pretrained(self, folder: Path, remember: Mapping[str, Any] | None = None) -> None:
         """See :meth:`Backbone.save_pretrained`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=self._whole("model."))
         self.processor.save_pretrained(folder)
         base_files.keep_base_files(self.checkpoint, Path(folder), self.dtype)
-        saved.write_beside_adapter(Path(folder), dict(self.named_parameters()), self.saved_parameters() if self.lora else set())
+        saved.write_beside_adapter(
+            Path(folder), self._whole() or dict(self.named_parameters()), self.saved_parameters() if self.lora else set()
+        )
         base_files.readable_by_others(Path(folder))
         saved.write_about(Path(folder), type(self), self.family_settings(), self.remembers if remember is None else remember)
 
@@ -277,16 +259,21 @@ class HFBackbone(Serving):
         """See :meth:`Backbone.logps`."""
         share_prefix = self.share_prefix if share_prefix is None else share_prefix
         rows = lay_out(prompts, completions, share_prefix=share_prefix and self.packs)
-        features = self.features_of(prompts, reference=reference)
-        of_rows = [image for b in rows.prompts for image in features[b]]
-        with self.model.disable_adapter() if reference and self.lora is not None else nullcontext():
+
+        def one_pass() -> tuple[Tensor, Tensor]:
+            features = self.features_of(prompts, reference=reference)
+            of_rows = [image for b in rows.prompts for image in features[b]]
             hidden = self.hidden(rows.ids_RS, rows.mask, rows.positions, of_rows, reference=reference)
             hidden_ND = hidden.flatten(0, 1)[rows.source_N]
             pieces = [
                 token_logps(lambda h: self.next_token_logits(h, temperature, reference=reference), h, t, self.entropy_gradient)
                 for h, t in zip(hidden_ND.split(CHUNK), rows.target_N.split(CHUNK), strict=True)
             ]
-        logps_N, entropy_N = (torch.cat(column) for column in zip(*pieces, strict=True))
+            return torch.cat([logps for logps, _ in pieces]), torch.cat([entropy for _, entropy in pieces])
+
+        model = self._model(reference)
+        with self._as_reference() if reference else nullcontext():
+            logps_N, entropy_N = model.one_pass(one_pass) if hasattr(model, "one_pass") else one_pass()
         blank = logps_N.new_zeros(rows.shape).flatten()
         logps_BGT, entropy_BGT = (blank.index_copy(0, rows.place_N, x).view(rows.shape) for x in (logps_N, entropy_N))
         return logps_BGT, entropy_BGT

@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 class Offers(nn.Module, ABC):
     """Base of :class:`~locus_lightning.backbones.base.Backbone`."""
 
+    # ---- for strategies that cut weights into pieces ------------------------------------------------------------------
+
+    whole_weights: Mapping[str, Tensor] | None = None
+    """While weights are saved that processes hold pieces of: the whole ones, by the names of ``state_dict``. ``save_pretrained`` writes these."""
+
+    def shardable(self) -> list[tuple[nn.Module, list[nn.Module], list[nn.Parameter]]]:
+        """The policy's model, and the reference copy where there is one: each with its layers, and with those parameters that every process keeps
+        whole because they are used outside of :meth:`Backbone.logps`. ``logps`` has to run inside the model's ``one_pass`` where it has one.
+
+        Raises:
+            ConfigError: the backbone does not offer this.
+        """
+        raise ConfigError(f"the weights of {type(self).__name__} cannot be cut into pieces; use trainer.strategy ddp.")
+
+    def mark_embeddings(self) -> None:
+        """Tell optimisers which parameters are embeddings; called again where parameters were replaced."""
+
     # ---- for engines that run elsewhere ------------------------------------------------------------------------------
 
     @property

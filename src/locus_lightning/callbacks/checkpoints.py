@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from locus_lightning.errors import ConfigError, LocusError
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.boundary import step_just_ended
 from locus_lightning.training.resume import ResumableModule
+from locus_lightning.training.sharding import joined_for_saving
 
 log = logging.getLogger("locus_lightning")
 
@@ -129,8 +130,10 @@ class Checkpoints(L.Callback):
         beside = folder / f"{name}.writing"
         self._try(trainer, lambda: trainer.strategy.save_checkpoint(checkpoint, beside))
         trainer.strategy.barrier("Checkpoints")
-        if trainer.is_global_zero and self.failed is None:
-            self._try(trainer, lambda: self._put(pl_module, beside, folder, name))
+        adapts = isinstance(pl_module, TaskModule) and pl_module.backbone.adapter_rank
+        with joined_for_saving(pl_module.backbone, trainer.is_global_zero) if adapts else nullcontext():  # type: ignore[arg-type,union-attr]
+            if trainer.is_global_zero and self.failed is None:
+                self._try(trainer, lambda: self._put(pl_module, beside, folder, name))
         failed = trainer.strategy.broadcast(self.failed)
         if failed:
             with suppress(OSError):

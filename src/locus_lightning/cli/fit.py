@@ -52,6 +52,7 @@ from locus_lightning.study.run_page import PAGE, write_page
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.cold_start import ColdStart, cold_start
 from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.sharding import joined_for_saving
 
 log = logging.getLogger("locus_lightning")
 
@@ -176,8 +177,9 @@ class LocusCLI(LightningCLI):
             return
         folder = run_folder(self.trainer)
         after = self._validate()
-        if folder is not None and self.trainer.is_global_zero:
-            self.model.backbone.save_pretrained(folder / "model", {**self.model.task.remember(), "trained_on": self.model.trained_on()})
+        with joined_for_saving(self.model.backbone, self.trainer.is_global_zero):
+            if folder is not None and self.trainer.is_global_zero:
+                self.model.backbone.save_pretrained(folder / "model", {**self.model.task.remember(), "trained_on": self.model.trained_on()})
         quarantined = self.datamodule.quarantined_by_all()
         if self.trainer.is_global_zero and after:
             data = {**self.datamodule.source.summary(), "quarantined": quarantined}

@@ -18,6 +18,7 @@ from locus_lightning.callbacks.run_folder import use_run_folder
 from locus_lightning.callbacks.run_report import RunReport
 from locus_lightning.cli.fit import LocusCLI, run
 from locus_lightning.errors import ConfigError
+from locus_lightning.training.sharding import NAME as FSDP2
 
 
 def preflight_command(arguments: Sequence[str]) -> int:
@@ -44,6 +45,11 @@ def preflight_command(arguments: Sequence[str]) -> int:
             """A few optimiser steps, and nothing that writes."""
             super().before_instantiate_classes()
             trainer = self.config["fit"].trainer
+            if trainer.strategy == FSDP2:
+                raise ConfigError(
+                    "locus preflight measures one process, and with trainer.strategy fsdp2 none holds the model alone; `locus fit` with "
+                    "--trainer.max_steps=1 tells, before its first step, the memory that every process needs."
+                )
             probe.max_steps, self.config["fit"]["cold_start"] = trainer.max_steps, None
             probe.limit_val_batches = 1.0 if trainer.limit_val_batches is None else trainer.limit_val_batches
             trainer.max_steps, trainer.max_epochs, trainer.devices, trainer.num_nodes = 2, -1, 1, 1  # other processes would run fit itself

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from locus_lightning.data.order import SampleOrder, Shuffled
 from locus_lightning.data.prepare import PreparingCollate, workers_are_forked
 from locus_lightning.data.sampler import FixedLoader, PacedLoader, ResumableSampler
 from locus_lightning.data.source import SPLITS, CueBatch, CueDataset, CueKey, CueSource, Position, Split
 from locus_lightning.errors import ConfigError
 from locus_lightning.ranks import from_all
 from locus_lightning.tasks.base import Task
-from locus_lightning.types import Question
+from locus_lightning.types import Question, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class CueDataModule(L.LightningDataModule):
         num_workers: The number of loader processes, which also prepare the pictures for the model. The samples are the same for any number.
         seed: The seed of the order and of everything random in the samples.
         val_source: Where validation samples come from; null is the ``val`` split of ``source``.
+        order: The order of the training samples; null is ``Shuffled``.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class CueDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         val_source: CueSource | None = None,
+        order: SampleOrder | None = None,
     ) -> None:
         super().__init__()
         if min(1 if batch_size is None else batch_size, val_batch_size) < 1 or num_workers < 0:
@@ -55,9 +58,10 @@ class CueDataModule(L.LightningDataModule):
         self.val_source = val_source or source
         self.source, self.batch_size, self.val_batch_size = source, batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
+        self.order: SampleOrder = order or Shuffled()
         self.quarantine: dict[str, str] = {}
         self.datasets: dict[Split, CueDataset] = {}
-        self._next = Position(0, 0)
+        self._next, self._steps = Position(0, 0), 1
         self._recent: deque[bool] = deque(maxlen=200)
         self._warned_at = 0.0
 
@@ -91,11 +95,15 @@ class CueDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         batch_size = self._enough_for(self.prompts)
         steps = int(module.micro_steps(batch_size)) if hasattr(module, "micro_steps") else 1  # type: ignore[operator,union-attr]
-        sampler = ResumableSampler(len(self.datasets["train"]), batch_size, self.seed, self._rank(), self._world())
+        length = len(self.datasets["train"])
+        sampler = ResumableSampler(length, batch_size, self.order, self._rank(), self._world())
+        ahead = self.num_workers * 2 + 2  # batches that workers and Lightning fetch, and the one in use
+        self.order.begin(self.datasets["train"], self.seed, len(sampler) * sampler.wide, (ahead + 1) * sampler.wide)
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         length = len(sampler) * steps
         used = min(length, limit) if isinstance(limit, int) else int(length * limit)  # as Lightning counts an epoch
         start = self._next if self._next.micro_step < used else Position(self._next.epoch + 1, 0)
+        self._steps = steps
         return PacedLoader(self._loader("train", sampler), sampler, steps, start)
 
     def task_dataset(self, split: Split, task: Task | None) -> CueDataset:
@@ -108,9 +116,7 @@ class CueDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> FixedLoader:
         """Held-out samples in their own order, each once."""
-        sampler = ResumableSampler(
-            len(self.datasets["val"]), self.val_batch_size, self.seed, self._rank(), self._world(), shuffle=False, drop_last=False
-        )
+        sampler = ResumableSampler(len(self.datasets["val"]), self.val_batch_size, None, self._rank(), self._world())
         return FixedLoader(self._loader("val", sampler))
 
     test_dataloader = val_dataloader
@@ -162,6 +168,15 @@ class CueDataModule(L.LightningDataModule):
                 "%.0f %% of the last %d samples could not use their picture; check the picture folder.", 100 * share, len(self._recent)
             )
 
+    def note_outcomes(self, batch: CueBatch, groups: Sequence[RolloutGroup]) -> None:
+        """Tell the order how a rollout batch went; all processes have to call this."""
+        if batch.position is None or type(self.order).note is SampleOrder.note:
+            return
+        pairs = zip(batch.keys, groups, strict=False)
+        own = [(key.item, tuple(completion.score for completion in group.completions)) for key, group in pairs if not group.failed]
+        outcomes = [pair for one in from_all(own, self._world()) for pair in one]
+        self.order.note(batch.position.epoch, batch.position.micro_step // self._steps * self.prompts * self._world(), outcomes)
+
     def quarantined_by_all(self) -> dict[str, str]:
         """Path and reason of every picture that any process had to replace; all of them have to call this."""
         return {path: reason for one in from_all(self.quarantine, self._world()) for path, reason in one.items()}
@@ -172,12 +187,19 @@ class CueDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The pass over the data, micro-steps taken in it, and the quarantine list."""
-        return {"epoch": self._next.epoch, "consumed": self._next.micro_step, "quarantine": dict(self.quarantine)}
+        return {
+            "epoch": self._next.epoch,
+            "consumed": self._next.micro_step,
+            "quarantine": dict(self.quarantine),
+            "order": self.order.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint stood."""
         self._next = Position(int(state_dict["epoch"]), int(state_dict["consumed"]))
         self.quarantine = dict(state_dict["quarantine"])
+        if state_dict.get("order"):
+            self.order.load_state_dict(state_dict["order"])
 
 
 class TaskDataset(CueDataset):
@@ -219,3 +241,6 @@ class _Restricted(CueDataset):
 
     def __getitem__(self, key: CueKey) -> Any:
         return self.dataset[CueKey(0, self.items[key.item % len(self.items)])]
+
+    def cue_share(self, item: int) -> float | None:
+        return self.dataset.cue_share(self.items[item % len(self.items)])

@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Sampler
 
+from locus_lightning.data.order import SampleOrder
 from locus_lightning.data.source import CueBatch, CueKey, Position
 from locus_lightning.errors import LocusError
 
 
 class ResumableSampler(Sampler[list[CueKey]]):
-    """Shuffled batches of keys for one rank; the order depends on seed and epoch alone.
+    """Batches of keys for one rank, in an order that may begin anywhere.
 
     Args:
         length: samples in the data set.
-        batch_size: samples of a batch on this rank; an incomplete last batch is dropped.
-        seed: of the order.
+        batch_size: samples of a batch on this rank.
+        order: of the samples of a pass, which leaves an incomplete last batch out. None is the data set's own, with an incomplete last batch
+            (validation).
         rank: this process.
         world_size: processes; rank r takes the r-th slice of every global batch.
-        shuffle: or keep the order of the data set.
-        drop_last: drop the incomplete last batch, or keep it (validation).
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True, drop_last: bool = True
-    ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.shuffle, self.drop_last = rank, world_size, shuffle, drop_last
+    def __init__(self, length: int, batch_size: int, order: SampleOrder | None, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.order = length, batch_size, order
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0
 
@@ -40,15 +37,23 @@ class ResumableSampler(Sampler[list[CueKey]]):
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
         batches, rest = divmod(self.length, self.batch_size * self.world_size)
-        return batches + (0 if self.drop_last or not rest else 1)
+        return batches + (0 if self.order is not None or not rest else 1)
+
+    @property
+    def wide(self) -> int:
+        """Samples of a batch of all ranks."""
+        return self.batch_size * self.world_size
+
+    def keys(self, batch: int) -> list[CueKey]:
+        """This rank's keys of a batch of the pass."""
+        start, stop = batch * self.wide, min((batch + 1) * self.wide, self.length)
+        whole = [CueKey(self.epoch, i) for i in range(start, stop)] if self.order is None else self.order.keys(self.epoch, start, stop)
+        return whole[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[list[CueKey]]:
         """Batches from ``start`` on."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length) if self.shuffle else np.arange(self.length)
-        wide = self.batch_size * self.world_size
-        for b in range(self.start, len(self)):
-            mine = order[b * wide : (b + 1) * wide][self.rank :: self.world_size]
-            yield [CueKey(self.epoch, int(i)) for i in mine]
+        for batch in range(self.start, len(self)):
+            yield self.keys(batch)
 
 
 class FixedLoader:
@@ -116,6 +121,8 @@ class PacedLoader:
             else:
                 batch = next(batches)
                 batch.position = position
+                keys = self._sampler.keys(micro_step // self.steps)
+                batch.keys = keys if len(keys) == len(batch) else ()
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:

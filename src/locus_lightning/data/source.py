@@ -42,11 +42,13 @@ class CueBatch:
         position: which micro-step this is for; None outside training.
 
     Attributes:
+        keys: of the samples in a rollout batch, where each key has one sample.
         prepared: the samples' prompts as far as a loader's worker can make them; None where the main process does it all.
     """
 
     position: Position | None = None
     prepared: Sequence[Prepared] | None = None
+    keys: Sequence[CueKey] = ()
 
     def __init__(self, samples: Iterable[Sample | tuple[Sample, ...]], position: Position | None = None) -> None:
         self.position = position
@@ -71,6 +73,10 @@ class CueDataset(Dataset[Any], ABC):
     @abstractmethod
     def __getitem__(self, key: CueKey) -> Any:
         """The sample of a key, or a tuple of samples that belong together; a corrupt image is replaced by the next one and noted on the sample."""
+
+    def cue_share(self, item: int) -> float | None:
+        """The share of its image's area that the cue of an item takes, where it is known without opening or drawing the image."""
+        return None
 
 
 class CueSource(ABC):

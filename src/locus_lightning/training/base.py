@@ -20,6 +20,7 @@ from locus_lightning.tasks.cue_search import CueSearch
 from locus_lightning.tasks.question_answering import QuestionAnswering
 from locus_lightning.training.checks import check_strategy
 from locus_lightning.training.rollout_module import RolloutModule
+from locus_lightning.training.sharding import shard
 from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -115,14 +116,15 @@ class TaskModule(RolloutModule):
             self.use_accumulation(accumulate)
             self._refuse_float16()
             self._try_optimizer()
+            check_strategy(self)
         if stage == "fit" and self.trainer.precision == "bf16-true" and self.backbone.dtype == torch.float32 and not self.backbone.loaded:
             log.info("trainer.precision is bf16-true: backbone.dtype float32 becomes bfloat16; adapters stay float32.")
             self.backbone.dtype = torch.bfloat16
         half = self.backbone.dtype.itemsize < 4 and not self.backbone.adapter_rank
         if stage == "fit" and half and "deepspeed" not in type(self.trainer.strategy).__name__.lower():
             log.warning(
-                "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed, "
-                "or a strategy that keeps float32 copies (deepspeed)."
+                "backbone.dtype is 16-bit with all weights trained: small steps round away; use float32 with precision bf16-mixed (over several "
+                "GPUs with strategy fsdp2), or a strategy that keeps float32 copies (deepspeed)."
             )
 
     def _check_trainer(self) -> None:
@@ -133,7 +135,6 @@ class TaskModule(RolloutModule):
         """
         if self.trainer.strategy.root_device.type == "mps":
             raise ConfigError("trainer.accelerator is mps, which has no float64 for the figures; set trainer.accelerator: cpu.")
-        check_strategy(self.trainer.strategy)
         passes, clip = self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val
         if not isinstance(passes, int) or passes < 1:
             raise ConfigError(f"trainer.accumulate_grad_batches is {passes}; it is at least 1.")
@@ -179,6 +180,16 @@ class TaskModule(RolloutModule):
     def configure_model(self) -> None:
         """Load weights; free until here."""
         self.backbone.load()
+
+    def shard(self) -> None:
+        """Cut the weights into pieces, where the strategy asks for it; the end of ``configure_model``."""
+        if self._trainer is not None:
+            shard(self.backbone, self.trainer.strategy, self.gathers_16_bit)
+
+    @property
+    def gathers_16_bit(self) -> bool:
+        """Whether processes that hold pieces of float32 weights gather them in bfloat16; adapters are gathered as they are."""
+        return self.trainer.precision == "bf16-mixed" and not self.backbone.adapter_rank
 
     def configure_optimizers(self) -> Any:
         """The optimiser over what is trainable, with a warm-up and a schedule by step."""

@@ -6,10 +6,14 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.base import check_fit
+from locus_lightning.training.reference import check_reference_sync
 
 if TYPE_CHECKING:
+    from locus_lightning.training.base import TaskModule
     from locus_lightning.training.grpo import LocusModule
 
 log = logging.getLogger("locus_lightning")
@@ -70,6 +74,7 @@ def check_backbone(module: LocusModule) -> None:
     Raises:
         ConfigError: names the settings.
     """
+    check_reference_sync(module)
     if module.objective.kl_coef > 0 and module.backbone.adapter_rank and module.backbone.train_vision:
         raise ConfigError(
             "backbone.lora with backbone.train_vision has no reference model for objective.kl_coef: with the adapter off the tower has "
@@ -77,28 +82,52 @@ def check_backbone(module: LocusModule) -> None:
         )
 
 
-def check_strategy(strategy: Any) -> None:
-    """Refuse a strategy that cannot carry rollouts: one whose processes hold pieces of the weights.
-
-    Completions end at different times on different processes, so that a forward pass that gathers weights from all of them would wait for ever.
+def check_strategy(module: TaskModule) -> None:
+    """Refuse a strategy that cannot carry rollouts, and what does not go with one that cuts weights into pieces.
 
     Raises:
         ConfigError: names it and those that work.
     """
-    kind = type(strategy).__name__
-    stage = _zero_stage(strategy)
+    strategy = module.trainer.strategy
+    kind, stage = type(strategy).__name__, _zero_stage(strategy)
     if kind in ("FSDPStrategy", "ModelParallelStrategy") or stage == 3:
-        name = "deepspeed_stage_3" if stage == 3 else "fsdp" if kind == "FSDPStrategy" else "a model-parallel one"
+        name = "deepspeed_stage_3" if stage == 3 else "fsdp" if kind == "FSDPStrategy" else kind
         raise ConfigError(
             f"trainer.strategy is {name}, whose processes hold pieces of the weights; rollouts of different length would wait for each other for "
-            "ever. Use ddp with adapters (quantize: nf4 where the model is too large for a card), or deepspeed_stage_2 for all weights."
+            "ever. Use fsdp2, which gathers the weights for rollouts, or ddp with adapters."
         )
     if kind == "DeepSpeedStrategy" and strategy.root_device.type != "cuda":
-        raise ConfigError("trainer.strategy is deepspeed, which runs on CUDA GPUs alone; use ddp, or one device.")
+        raise ConfigError("trainer.strategy is deepspeed, which runs on CUDA GPUs alone; use fsdp2, ddp, or one device.")
     if kind == "DeepSpeedStrategy":
-        log.warning("trainer.strategy is deepspeed: a run that is stopped cannot be continued from its checkpoint yet; ddp can.")
-    if kind not in ("SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy"):
-        raise ConfigError(f"trainer.strategy is {kind}, which has not been tried; use one device, ddp, or deepspeed_stage_1 or _2.")
+        log.warning("trainer.strategy is deepspeed: a run that is stopped cannot be continued from its checkpoint yet; fsdp2 and ddp can.")
+    if kind not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy"):
+        raise ConfigError(f"trainer.strategy is {kind}, which has not been tried; use one device, ddp, fsdp2, or deepspeed_stage_1 or _2.")
+    if kind == "FSDP2Strategy":
+        _check_sharded(module)
+
+
+def _check_sharded(module: TaskModule) -> None:
+    """What does not go with fsdp2."""
+    if module.backbone.quantize:
+        raise ConfigError(
+            f"trainer.strategy is fsdp2 with backbone.quantize {module.backbone.quantize}: 4-bit weights cannot be cut into pieces; use ddp, or "
+            "set quantize: null."
+        )
+    if getattr(module, "reference_sync", None) and module.backbone.adapter_rank:
+        raise ConfigError(
+            "trainer.strategy is fsdp2 with model.reference_sync and adapters, which has not been built; set reference_sync: null, or use ddp."
+        )
+    if not module.rollout.exact:
+        raise ConfigError(
+            f"trainer.strategy is fsdp2 with {type(module.rollout).__name__}, which is handed adapters by a process that holds all of them; "
+            "use ddp with it, or HFRollout."
+        )
+    optimizer = module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        raise ConfigError(
+            f"trainer.strategy is fsdp2 with {type(optimizer).__name__}, which does not know weights in pieces; set model.optimizer to "
+            "torch.optim.AdamW, whose state is shared out over the processes."
+        )
 
 
 def _zero_stage(strategy: Any) -> int | None:

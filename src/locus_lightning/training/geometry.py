@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from locus_lightning.data.source import CueKey, evenly_spaced
 from locus_lightning.errors import ConfigError
+from locus_lightning.objectives.advantages import weight_total
 
 if TYPE_CHECKING:
     from locus_lightning.training.grpo import LocusModule
@@ -70,3 +73,13 @@ def keep_to_budget(module: LocusModule, budget: int) -> None:
     module.use_accumulation(module.trainer.accumulate_grad_batches * (module.micro_batch_size // micro))
     module.micro_batch_size = micro
     log.info("%s%d prompts a pass, %d passes an optimiser step.", note, micro, module.trainer.accumulate_grad_batches)
+
+
+def step_totals(module: LocusModule, mask_BGT: Tensor, order: Sequence[Sequence[int]]) -> list[float]:
+    """For every optimiser step: the weights' divisor over all ranks, over (accumulation x ranks), which the trainer averages by."""
+    trainer = module.trainer
+    a = trainer.accumulate_grad_batches
+    steps = [[b for members in order[i : i + a] for b in members] for i in range(0, len(order), a)]
+    totals = torch.stack([weight_total(mask_BGT[members], module.objective.reduction) for members in steps])
+    totals = trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[assignment]
+    return (totals.clamp_min(1.0) / (a * trainer.world_size)).tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch
-from locus_lightning.objectives.advantages import weight_total, zero_std_groups
+from locus_lightning.objectives.advantages import zero_std_groups
 from locus_lightning.objectives.base import Objective
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rewards.answer import AnswerReward
@@ -27,7 +27,8 @@ from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.checks import check_backbone, check_settings
-from locus_lightning.training.geometry import derive_geometry, keep_to_budget
+from locus_lightning.training.geometry import derive_geometry, keep_to_budget, step_totals
+from locus_lightning.training.reference import ReferenceSync
 from locus_lightning.training.rollout_batch import (
     BatchPlan,
     MicroBatch,
@@ -45,6 +46,7 @@ from locus_lightning.training.rollout_batch import (
 )  # fmt: skip
 from locus_lightning.training.rollout_metrics import rollout_metrics
 from locus_lightning.training.scoring import Scorer
+from locus_lightning.training.sharding import gathered
 from locus_lightning.types import Prompt, RolloutGroup
 
 
@@ -79,6 +81,7 @@ class LocusModule(TaskModule):
         warmup_ratio: The share of all steps over which the rate rises from 0 (paper: 0.05).
         max_failed_groups: The share of the last 200 groups that a reward may fail to score: by raising, by a value that is no finite number,
             or by taking too long. Such groups are left out; beyond this share training stops.
+        reference_sync: When the reference model follows the policy; null keeps it as it was (paper).
         reward_timeout: How many seconds a reward may take for one group; null waits for ever.
         max_skipped_steps: How many steps in a row may have a gradient that is not finite, before training stops. Such steps are skipped.
     """
@@ -104,6 +107,7 @@ class LocusModule(TaskModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.05,
         max_skipped_steps: int = 3,
+        reference_sync: ReferenceSync | None = None,
         max_failed_groups: float = 0.1,
         reward_timeout: float | None = 600.0,
     ) -> None:
@@ -116,6 +120,7 @@ class LocusModule(TaskModule):
         self.micro_batch_size, self.num_iterations = micro_batch_size, num_iterations
         self.token_budget, self.mask_truncated_completions = token_budget, mask_truncated_completions
         self.filter_groups, self.resample = filter_groups, resample
+        self.reference_sync = reference_sync
         self.max_failed_groups, self.reward_timeout = max_failed_groups, reward_timeout
         check_settings(self)
         self._scorer = Scorer(self.rewards, max_failed_groups, reward_timeout)
@@ -123,7 +128,6 @@ class LocusModule(TaskModule):
         self.groups: list[RolloutGroup] = []
         self._names: list[str] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.to_the_limit = False
         self._rollout_figures: dict[str, float] = {}
         self._update_figures: list[dict[str, Tensor]] = []
 
@@ -161,13 +165,15 @@ class LocusModule(TaskModule):
         if self.trainer.is_global_zero:
             self._scorer.note_batch(groups, self._rollout_figures["reward/frac_reward_zero_std"] >= 1.0, self.global_step)
         self.tell_callbacks("on_rollout_end", groups)
-        totals = self._totals(mask_BGT, order)
+        totals = step_totals(self, mask_BGT, order)
         return rollout_batch.cut(order, totals, plan.accumulate, self.objective.reduction, self.sampling.max_new_tokens)
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """One micro-batch; a rollout batch is collected first whenever the last one is used up."""
         if batch:
-            self.buffer = deque(self.collect(batch))
+            with gathered(self.backbone):
+                self.buffer = deque(self.collect(batch))
+            self._rollout_figures |= self.note_outcomes(batch, self.groups)
         micro = self.buffer.popleft()
         logps_BGT, entropy_BGT = self.backbone.logps(micro.prompts, micro.completions, temperature=self.sampling.temperature)
         old_logps_BGT = logps_BGT.detach() if micro.old_logps_BGT is None else micro.old_logps_BGT
@@ -200,11 +206,6 @@ class LocusModule(TaskModule):
             groups.append(RolloutGroup(sample, prompt, completions))
         return self._scorer.score_all(groups, self.global_step)
 
-    def run_to_the_limit(self) -> None:
-        """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the
-        policy could not end its answers."""
-        self.to_the_limit = True
-
     def _logps(self, prompts: Sequence[Prompt], completions: list[list[Tensor]], *, reference: bool = False) -> Tensor:
         """Log-probabilities of the whole rollout batch, micro-batch by micro-batch, padded to one width."""
         longest = max(len(ids) for row in completions for ids in row)
@@ -214,14 +215,6 @@ class LocusModule(TaskModule):
             logps_BGT, _ = self.backbone.logps(prompts[part], completions[part], temperature=self.sampling.temperature, reference=reference)
             rows.append(torch.nn.functional.pad(logps_BGT, (0, longest - logps_BGT.shape[-1])))
         return torch.cat(rows)
-
-    def _totals(self, mask_BGT: Tensor, order: Sequence[Sequence[int]]) -> list[float]:
-        """For every optimiser step: the weights' divisor over all ranks, over (accumulation x ranks), which the trainer averages by."""
-        a = self.trainer.accumulate_grad_batches
-        steps = [[b for members in order[i : i + a] for b in members] for i in range(0, len(order), a)]
-        totals = torch.stack([weight_total(mask_BGT[members], self.objective.reduction) for members in steps])
-        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[union-attr,assignment]
-        return (totals.clamp_min(1.0) / (a * self.trainer.world_size)).tolist()
 
     # ---- batch geometry --------------------------------------------------------------------------------------------
 
@@ -247,9 +240,16 @@ class LocusModule(TaskModule):
         self.backbone.entropy_gradient = self.objective.entropy_coef != 0
         training = self._trainer is not None and self.trainer.training  # load_from_checkpoint has no trainer
         if training and self.objective.kl_coef > 0:
-            self.backbone.freeze_reference()
+            self.backbone.freeze_reference(**({"moves": True} if self.reference_sync else {}))
         if training and self.token_budget:
             keep_to_budget(self, self.token_budget)
+        self.shard()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and let the reference model follow when it is time."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference_sync is not None and (self.global_step + 1) % self.reference_sync.every_n_steps == 0:
+            self.backbone.move_reference(self.reference_sync.mixing)
 
     # ---- bookkeeping -----------------------------------------------------------------------------------------------
 

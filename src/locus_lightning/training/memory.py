@@ -22,6 +22,7 @@ from locus_lightning.data.source import CueKey, evenly_spaced
 from locus_lightning.rollout.hf import AT_ONCE, SHARE
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.sharding import FSDP2Strategy
 from locus_lightning.types import Prompt, Question
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Load:
         optimizer_bytes: state a trained parameter: 8 for AdamW, 2 in 8 bits.
         patches: of the images of a prompt, as the tower takes them.
         pixels: numbers of a patch.
+        shards: processes that share out weights, gradients and optimiser (``fsdp2``); 1: each holds all.
+        gathered_bytes: of a weight while it is gathered from them.
     """
 
     prompt: int
@@ -95,6 +98,8 @@ class Load:
     pixels: int = 3 * 14 * 14
     batch: int = 1
     card: float = 0.0
+    shards: int = 1
+    gathered_bytes: int = 4
 
 
 def sizes(model: Any) -> Sizes:
@@ -132,11 +137,15 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
     b, linear = load.weight_bytes, sum(i * o for i, o in model.linears)
     adapters = sum(load.rank * (i + o) for i, o in model.linears)
     count = (adapters if load.rank else linear + model.other) + (model.vision if load.vision_trains else 0)
-    parts: dict[str, float] = {"weights": linear * (_NF4 if load.nf4 else b) + (model.other + model.vision) * b}
-    parts["adapters"] = 4.0 * adapters
-    parts["reference"] = float((linear + model.other) * b if load.reference and not load.rank else 0)
-    parts["gradients"] = float(count * (4 if load.rank else b))
-    parts["optimiser"] = float(count * load.optimizer_bytes)
+    shards, sharded = load.shards, linear + model.other
+    parts: dict[str, float] = {"weights": (linear * (_NF4 if load.nf4 else b) + model.other * b) / shards + model.vision * b}
+    parts["adapters"] = 4.0 * adapters / shards
+    parts["reference"] = float(sharded * b / shards if load.reference and not load.rank else 0)
+    parts["gradients"] = float(count * (4 if load.rank else b)) / shards
+    parts["optimiser"] = float(count * load.optimizer_bytes) / shards
+    # whole for a rollout; what stands outside of layers and two layers at a time for a pass
+    parts["gathered"] = float(sharded * load.gathered_bytes if shards > 1 else 0)
+    passing = (model.other + 2 * linear / model.layers) * load.gathered_bytes if shards > 1 else 0.0
     parts["features"] = float(load.batch * load.prompt * model.hidden * b)  # nearly all of a prompt is images
     one_layer = 6 * model.vision_hidden + 2 * model.vision_intermediate
     together = min(TOWER_PROMPTS, load.batch) * load.patches
@@ -148,7 +157,8 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
     parts["logits"] = _LOGITS_WITH_GRADIENT * row
     parts["scoring"] = _LOGITS * row + float(_one_layer(model, load))
     resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser", "features"))
-    parts["update"] = resident + parts["gradients"] + parts["activations"] + parts["logits"]
+    parts["update"] = resident + passing + parts["gradients"] + parts["activations"] + parts["logits"]
+    resident += parts["gathered"]
     decoded = load.decoded or _that_fit(model, load, SHARE * (load.card - resident))
     parts["decoded"] = float(decoded)
     parts["cache"], parts["sampling"] = decoded * _cache(model, load), decoded * load.group * model.vocabulary * 4.0 * 3
@@ -245,4 +255,6 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
         optimizer_bytes=2 if "8bit" in optimizer else 0 if optimizer == "SGD" else 8,
         patches=sum(v.numel() for key, v in prompt.vision.items() if key == "pixel_values") // pixels,
         pixels=pixels,
+        shards=module.trainer.world_size if isinstance(module.trainer.strategy, FSDP2Strategy) else 1,
+        gathered_bytes=2 if module.gathers_16_bit else backbone.dtype.itemsize,
     )

@@ -16,6 +16,7 @@ from locus_lightning.errors import CheckpointError, TrainingError
 from locus_lightning.ranks import from_all
 from locus_lightning.training.boundary import Boundary, step_just_ended, validation_is_due
 from locus_lightning.training.settings import changes, check_resumed, run_settings, take_over_rates
+from locus_lightning.training.sharding import is_sharded, own_piece, whole
 from locus_lightning.training.state import check_weights, generator_state, set_generator_state
 
 log = logging.getLogger("locus_lightning")
@@ -106,7 +107,7 @@ class ResumableModule(L.LightningModule):
         grads = [p.grad for p in self.backbone.parameters() if p.grad is not None]
         if not grads:
             return
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         finite = bool(torch.isfinite(norm))
         if self.trainer.world_size > 1:
             finite = bool(self.trainer.strategy.reduce_boolean_decision(finite, all=True))
@@ -150,9 +151,12 @@ class ResumableModule(L.LightningModule):
         """The name of a trained weight that is not finite, or None."""
         kept = self.backbone.saved_parameters()
         broken = (
-            n for n, p in self.backbone.named_parameters() if n in kept and p.is_floating_point() and not bool(torch.isfinite(p).all())
+            name
+            for name, parameter in self.backbone.named_parameters()
+            if name in kept and parameter.is_floating_point() and not bool(torch.isfinite(own_piece(parameter)).all())
         )
-        return next(broken, None)
+        here = next(broken, None)
+        return next(filter(None, from_all(here, self.trainer.world_size)), None) if is_sharded(self.backbone) else here
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 

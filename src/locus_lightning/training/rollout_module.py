@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
+from locus_lightning.data.datamodule import CueDataModule
 from locus_lightning.data.source import CueBatch, Split, few_samples
 from locus_lightning.errors import ConfigError, LocusError, PluginError, TrainingError
 from locus_lightning.rewards.base import Reward
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.training.resume import ResumableModule
-from locus_lightning.types import Generation, Prompt
+from locus_lightning.training.sharding import gathered
+from locus_lightning.types import Generation, Prompt, RolloutGroup
 
 _PROVEN_ON = 4
 """Samples that a rollout engine proves itself on."""
@@ -30,6 +33,7 @@ class RolloutModule(ResumableModule):
     rewards: Sequence[Reward] = ()
     to_the_limit = False
     _proven = False
+    _gathered = ExitStack()
 
     @abstractmethod
     def encode(self, samples: Sequence[Any] | CueBatch) -> list[Prompt]:
@@ -45,6 +49,11 @@ class RolloutModule(ResumableModule):
             raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
         self.rollout.sync(self.backbone)
         return [generations for (generations,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
+
+    def run_to_the_limit(self) -> None:
+        """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the
+        policy could not end its answers."""
+        self.to_the_limit = True
 
     def _prove_rollout(self, split: Split) -> None:
         """Let an engine that runs elsewhere show, once, that it has this model; the first process asks for all."""
@@ -83,6 +92,14 @@ class RolloutModule(ResumableModule):
                     "the engine serves."
                 )
 
+    def note_outcomes(self, batch: CueBatch, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Tell the data module's order how a rollout batch went; its curves."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CueDataModule):
+            return {}
+        data.note_outcomes(batch, groups)
+        return data.order.figures()
+
     def on_fit_start(self) -> None:
         """See :meth:`ResumableModule.on_fit_start`; also sets rewards up, and lets the rollout engine prove itself."""
         super().on_fit_start()
@@ -96,7 +113,9 @@ class RolloutModule(ResumableModule):
         self._prove_rollout("train")
 
     def on_validation_start(self) -> None:
-        """Let the rollout engine prove itself, where nothing was trained before."""
+        """Let the rollout engine prove itself, where nothing was trained before, and hold all weights until the end of the validation."""
+        self._gathered = ExitStack()
+        self._gathered.enter_context(gathered(self.backbone))
         self._prove_rollout("val")
         if not self.rollout.exact:
             with self.together():  # here, since a process whose share of a batch is empty generates nothing
@@ -104,6 +123,17 @@ class RolloutModule(ResumableModule):
 
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
+
+    def on_validation_end(self) -> None:
+        """See :meth:`ResumableModule.on_validation_end`; also lets go of the weights of other processes."""
+        self._gathered.close()
+        super().on_validation_end()
+
+    def on_test_end(self) -> None:
+        """Let go of the weights of other processes."""
+        self._gathered.close()
+
+    on_predict_end = on_test_end
 
     def teardown(self, stage: str) -> None:
         """Let engine and rewards release what they hold."""

@@ -71,7 +71,7 @@ def _plain(prefix: str, owner: Any) -> dict[str, Any]:
     return {f"{prefix}": type(owner).__name__, **plain}
 
 
-_RECORDS = ("lora", "prompt")
+_RECORDS = ("lora", "prompt", "reference_sync")
 """Attributes that are records of settings themselves."""
 
 _NOT_SETTINGS = frozenset({"training", "allow_zero_length_dataloader_with_multiple_devices", "strict_loading", "packs", "shares_keys", "prepare_data_per_node",

@@ -19,6 +19,7 @@ from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.parsing import without_opened
 from locus_lightning.training.base import TaskModule
+from locus_lightning.training.sharding import is_sharded
 from locus_lightning.types import Question, Sample
 
 
@@ -70,12 +71,14 @@ class SupervisedModule(TaskModule):
         """Load weights and choose what trains."""
         super().configure_model()
         self.backbone.set_trainable(vision=self.train_vision)
+        self.shard()
 
     def training_step(self, batch: CueBatch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the right answers' tokens."""
         self._names = [str(sample.id) for sample in batch]
         groups = by_image(batch)
-        apart = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]  # rows of a pass are as long as the longest
+        # rows of a pass are as long as the longest; processes that hold pieces of the weights have to take the same passes
+        apart = [groups] if is_sharded(self.backbone) else [[g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]]
         passes = [self._answer_logps(some) for some in apart if some]
         loss = next_token_loss(*(torch.cat(column) for column in zip(*passes, strict=True)))
         self.log("update/loss", loss, prog_bar=True, batch_size=len(batch))

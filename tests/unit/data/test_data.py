@@ -22,6 +22,7 @@ from locus_lightning.data.coco.annotations import read_coco
 from locus_lightning.data.coco.coco import CocoCues
 from locus_lightning.data.coco.excluded import excluded_images
 from locus_lightning.data.datamodule import CueDataModule
+from locus_lightning.data.order import Shuffled
 from locus_lightning.data.sampler import PacedLoader, ResumableSampler
 from locus_lightning.data.source import CueBatch, CueKey, Position
 from locus_lightning.data.synthetic.scenes import SceneCues
@@ -95,6 +96,13 @@ def test_same_seed_same_cues_and_other_seed_others(coco):
     assert entries[0] == entries[1] != entries[2]
 
 
+def shuffled(length, batch_size, rank=0, world_size=1):
+    """A sampler of shuffled passes."""
+    order, wide = Shuffled(), batch_size * world_size
+    order.begin(range(length), 0, length // wide * wide, 0)
+    return ResumableSampler(length, batch_size, order, rank, world_size)
+
+
 @pytest.mark.parametrize("source", ["coco", "scenes"])
 def test_samples_are_identical_for_any_number_of_workers(coco, source):
     path, folder, _ = coco
@@ -102,7 +110,7 @@ def test_samples_are_identical_for_any_number_of_workers(coco, source):
     data = made.dataset("train", 0)
     streams = []
     for workers in (0, 2):
-        sampler = ResumableSampler(len(data), 4, seed=0)
+        sampler = shuffled(len(data), 4)
         loader = DataLoader(data, batch_sampler=sampler, collate_fn=list, num_workers=workers)
         streams.append([(s.id, s.box, s.image.tobytes(), s.cue.image.tobytes()) for batch in loader for s in batch])
     assert streams[0] == streams[1]
@@ -118,7 +126,7 @@ def test_corrupt_images_are_replaced_counted_and_listed(coco):
     source = CocoCues(str(path), str(folder), cue_sampler=ANY)
     module = CueDataModule(source, batch_size=4)
     module.setup("fit")
-    for batch in module._loader("train", ResumableSampler(len(module.datasets["train"]), 4, 0)):
+    for batch in module._loader("train", shuffled(len(module.datasets["train"]), 4)):
         module.on_before_batch_transfer(batch, 0)
     assert [Path(p).name for p in source.missing] == ["0006.jpg"]
     named = {Path(p).name for p in module.quarantine}
@@ -456,14 +464,14 @@ def test_a_scene_that_holds_no_wanted_cue_says_so():
 
 
 def test_ranks_take_disjoint_halves_of_every_batch():
-    whole = list(ResumableSampler(20, 4, seed=3))
-    halves = [list(ResumableSampler(20, 2, seed=3, rank=r, world_size=2)) for r in (0, 1)]
+    whole = list(shuffled(20, 4))
+    halves = [list(shuffled(20, 2, rank=r, world_size=2)) for r in (0, 1)]
     for b, batch in enumerate(whole):
         assert sorted(batch) == sorted(halves[0][b] + halves[1][b])
 
 
 def test_epochs_differ_and_every_sample_comes_once():
-    sampler = ResumableSampler(10, 2, seed=0)
+    sampler = shuffled(10, 2)
     first = [key for batch in sampler for key in batch]
     sampler.set_epoch(1)
     second = [key for batch in sampler for key in batch]
@@ -482,7 +490,7 @@ class Prompts:
 
 
 def paced(start):
-    sampler = ResumableSampler(8, 2, seed=0)
+    sampler = shuffled(8, 2)
     return PacedLoader(Prompts(sampler), sampler, steps=3, start=start)
 
 

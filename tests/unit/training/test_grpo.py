@@ -477,7 +477,7 @@ def test_b_matrices_train_at_their_own_rate_under_any_schedule():
 
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
-    [("FSDPStrategy", None, r"fsdp.*pieces of the weights.*ddp"), ("ModelParallelStrategy", None, "pieces of the weights"),
+    [("FSDPStrategy", None, r"fsdp.*pieces of the weights.*fsdp2"), ("ModelParallelStrategy", None, "pieces of the weights"),
      ("DeepSpeedStrategy", {"zero_optimization": {"stage": 3}}, "deepspeed_stage_3"), ("XLAStrategy", None, "has not been tried"),
      ("DeepSpeedStrategy", {"zero_optimization": {"stage": 2}}, None), ("DDPStrategy", None, None)],
 )  # fmt: skip

@@ -139,6 +139,12 @@ class CueSet(CueDataset):
             f"{len(bad)} pictures in a row cannot be used, such as {bad[0][0]} ({bad[0][1]}); check that the picture folder is still there."
         )
 
+    def cue_share(self, item: int) -> float:
+        """See :meth:`CueDataset.cue_share`."""
+        entry = self.entries[item]
+        x1, y1, x2, y2 = entry.window.box
+        return (x2 - x1) * (y2 - y1) / (entry.size[0] * entry.size[1])
+
     def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
         if self.min_texture > 0 and texture(image, window) < self.min_texture:
             return False
