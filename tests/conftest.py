@@ -39,6 +39,8 @@ FAMILIES: dict[str, type[HFBackbone]] = {
         "smolvlm": "SmolVLMBackbone",
         "mistral3": "Mistral3Backbone",
         "qwen3_vl_moe": "Qwen3VLBackbone",
+        "qwen3_5": "Qwen3_5Backbone",
+        "aya_vision": "AyaVisionBackbone",
         "glm4v": "Glm4VBackbone",
         "gemma3": "Gemma3Backbone",
     }.items()

@@ -50,6 +50,8 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "InternVLBackbone": "locus_lightning.backbones.internvl:InternVLBackbone",
         "SmolVLMBackbone": "locus_lightning.backbones.smolvlm:SmolVLMBackbone",
         "Mistral3Backbone": "locus_lightning.backbones.mistral3:Mistral3Backbone",
+        "AyaVisionBackbone": "locus_lightning.backbones.aya_vision:AyaVisionBackbone",
+        "Qwen3_5Backbone": "locus_lightning.backbones.qwen3_5:Qwen3_5Backbone",
         "Glm4VBackbone": "locus_lightning.backbones.glm4v:Glm4VBackbone",
         "Gemma3Backbone": "locus_lightning.backbones.gemma3:Gemma3Backbone",
         "GenericBackbone": "locus_lightning.backbones.generic:GenericBackbone",

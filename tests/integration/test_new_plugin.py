@@ -38,9 +38,11 @@ def test_names_that_cannot_be_are_refused(locus, name, message):
     assert (status, message in err) == (2, True)
 
 
-@pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl", "gemma3"])
-def test_our_own_families_pass_what_authors_are_given(family):
-    check_backbone(FAMILIES[family](f"toy:{family}", dtype="float64"))
+@pytest.mark.parametrize(
+    ("kind", "toy"), [("mistral3", "mistral3"), ("qwen2_5_vl", "qwen2_5_vl"), ("gemma3", "gemma3"), ("qwen3_5", "qwen3_5_moe")]
+)
+def test_our_own_families_pass_what_authors_are_given(kind, toy):
+    check_backbone(FAMILIES[kind](f"toy:{toy}", dtype="float64"))
 
 
 def test_a_backbone_that_pays_no_heed_to_positions_is_found():

@@ -212,6 +212,12 @@ class Backbone(Offers):
         """
         raise ConfigError(f"{type(self).__name__} has no reference that moves; set model.reference_sync: null.")
 
+    def empty_cache(self) -> Cache:
+        """What the first pass of a rollout fills; by default keys and values of every layer."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
     @abstractmethod
     def saved_parameters(self) -> set[str]:
         """Names of parameters (as in ``state_dict``) that a training checkpoint must hold: what training changed."""

@@ -20,6 +20,7 @@ from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
 from locus_lightning.backbones.reference import WithReference
 from locus_lightning.backbones.shared_prefix import attention
+from locus_lightning.backbones.shared_prefix.cache import empty_cache
 from locus_lightning.backbones.shared_prefix.packing import lay_out, why_not
 from locus_lightning.backbones.token_logps import CHUNK, token_logps
 from locus_lightning.errors import ConfigError
@@ -210,6 +211,10 @@ class HFBackbone(WithReference):
             **self.further_inputs(ids_RS, bool(features)),
         )
         return out.last_hidden_state
+
+    def empty_cache(self) -> Any:
+        """See :meth:`Backbone.empty_cache`."""
+        return empty_cache(self.hf.config.get_text_config())
 
     def last_hidden(self, prompt: Prompt, after: str = "") -> Tensor:
         """Last hidden state (D,) of one prompt, with the words ``after`` behind it: what the next token is predicted from."""

@@ -44,6 +44,10 @@ class InternVLBackbone(HFBackbone):
         """Thousandths of the image."""
         return BoxFrame.thousandths(size)
 
+    def tile_tokens(self) -> int:
+        """Tokens of a tile."""
+        return int(self.processor.image_seq_length)
+
     def image_cells(self, prompt: Prompt, size: Size) -> Tensor:
         """A grid over every tile, then one over the whole image where it was cut up."""
         from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
@@ -52,6 +56,6 @@ class InternVLBackbone(HFBackbone):
         columns, rows = get_optimal_tiled_canvas(
             (size[1], size[0]), (images.size["height"], images.size["width"]), images.min_patches, images.max_patches
         )
-        count = round(self.processor.image_seq_length**0.5)
+        count = round(self.tile_tokens() ** 0.5)
         tiles = [raster(count, count, box) for box in map(tuple, raster(rows, columns, image_box(size)).tolist())]
         return torch.cat([*tiles, raster(count, count, image_box(size))] if rows * columns > 1 else tiles)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.backbones.shared_prefix.cache import GroupCache, for_groups
+from locus_lightning.backbones.shared_prefix.cache import GroupCache, for_groups, keep_rows
 from locus_lightning.backbones.shared_prefix.packing import left_padded
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.capture import Capture
@@ -45,7 +44,7 @@ class Decoding:
         self.backbone, self.n, self.sampling = backbone, n, sampling
         ids_BP, mask_BP, positions = left_padded(prompts)
         features = [image for images in backbone.features_of(prompts) for image in images]
-        filled, device = DynamicCache(), ids_BP.device
+        filled, device = backbone.empty_cache(), ids_BP.device
         hidden_BD = backbone.hidden(ids_BP, mask_BP, positions, features, cache=filled)[:, -1]
         self.rows = len(prompts) * n
         self.room = min(sampling.max_new_tokens, _CAPTURED_ROOM if capture else _ROOM)
@@ -114,7 +113,7 @@ class Decoding:
         if size >= present:
             return ended_R
         stay = ended_R.to(torch.uint8).argsort(stable=True)[:size].sort().values  # rows that go on, and ended ones up to the size
-        self.cache.batch_select_indices(stay)
+        keep_rows(self.cache, stay)
         self.mask_RS = None if self.mask_RS is None else self.mask_RS[stay]
         self.origin_R, self.token_R1, self.position_R1 = self.origin_R[stay], self.token_R1[stay], self.position_R1[stay]
         self.capture.changed()

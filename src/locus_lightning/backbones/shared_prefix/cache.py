@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from locus_lightning.backbones.shared_prefix.attention import SharedPrefix, attach_prefix
 
@@ -114,6 +114,23 @@ def for_groups(cache: Cache, mask_BP: Tensor, group: int, room: int, shares: boo
     layers: Any = cache.layers
     if shares and all(type(layer) is DynamicLayer for layer in layers):
         return GroupCache(cache, None if bool(mask_BP.all()) else ~mask_BP.bool(), group, room)
-    for layer in layers:
-        layer.batch_repeat_interleave(group)
+    keep_rows(cache, torch.arange(len(mask_BP), device=mask_BP.device).repeat_interleave(group))
     return cache
+
+
+def empty_cache(config: Any) -> Cache:
+    """The cache that a text model's first pass fills; recurrent layers need one that knows them."""
+    recurrent = "linear_attention" in (getattr(config, "layer_types", None) or ())
+    return DynamicCache(config=config) if recurrent else DynamicCache()
+
+
+def keep_rows(cache: Cache, indices: Tensor) -> None:
+    """Keep these rows of a cache, each as often as it is named."""
+    if isinstance(cache, GroupCache):
+        cache.batch_select_indices(indices)
+        return
+    for layer in cache.layers:
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(indices)
+        else:
+            layer.reorder_cache(indices)  # type: ignore[arg-type] # recurrent layers

@@ -31,6 +31,33 @@ def internvl() -> tuple[Any, Any]:
     return InternVLForConditionalGeneration(config), processor
 
 
+def aya_vision() -> tuple[Any, Any]:
+    """Aya Vision: tiles of one size, then an overview; a layer that sees a window before one that sees all."""
+    from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, AyaVisionProcessor, Cohere2Config
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+
+    marks = (
+        "<|im_start|>",
+        "<image>",
+        "<|START_OF_IMG|>",
+        "<|END_OF_IMG|>",
+        "<|IMG_PATCH|>",
+        *(f"TILE_{i + 1}" for i in range(6)),
+        "TILE_GLOBAL",
+    )
+    tokenizer = toy_tokenizer({"eos_token": "<|im_end|>", "pad_token": "<pad>"}, marks)
+    text = Cohere2Config(**narrow(tokenizer), head_dim=12, sliding_window=64, layer_types=["sliding_attention", "full_attention"])  # type: ignore[call-arg]
+    config = AyaVisionConfig(
+        vision_config={**_VISION, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
+    )
+    images = GotOcr2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4)
+    template = turns_in_order("<image>")
+    processor = AyaVisionProcessor(images, tokenizer, patch_size=14, img_size=56, downsample_factor=2, chat_template=template)
+    return AyaVisionForConditionalGeneration(config), processor
+
+
 def _idefics_tokenizer() -> Any:
     tags = [f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)]
     marks = ("<|im_start|>", "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", "<video>", *tags)

@@ -90,7 +90,33 @@ def qwen3_vl() -> tuple[Any, Any]:
     return _qwen3(Qwen3VLConfig, Qwen3VLForConditionalGeneration, {})
 
 
-def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any]) -> tuple[Any, Any]:
+def qwen3_5() -> tuple[Any, Any]:
+    """Qwen3.5: a recurrent layer before one of attention."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    return _qwen3(Qwen3_5Config, Qwen3_5ForConditionalGeneration, _RECURRENT, deepstack=False)
+
+
+def qwen3_5_moe() -> tuple[Any, Any]:
+    """Qwen3.5 with four experts in every layer, two of them and a shared one at work for a token."""
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    return _qwen3(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, {**_RECURRENT, **experts}, deepstack=False)
+
+
+_RECURRENT = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "partial_rotary_factor": 1.0,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+"""A recurrent layer before one of attention."""
+
+
+def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any], deepstack: bool = True) -> tuple[Any, Any]:
     from transformers import Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -101,7 +127,7 @@ def _qwen3(configuration: Any, architecture: Any, more: dict[str, Any]) -> tuple
         **TOWER,
         "patch_size": 16,
         "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
+        **({"deepstack_visual_indexes": [0, 1]} if deepstack else {}),
     }
     text = {**decoder(tokenizer), "head_dim": 16, "rope_parameters": rope, **more}
     config = configuration(text_config=text, vision_config=vision, **_ids(tokenizer))
