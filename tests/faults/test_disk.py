@@ -66,8 +66,9 @@ def test_when_all_pictures_are_gone_the_state_is_saved_first(locus, tmp_path, in
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  # noqa: F811
-    process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_sigterm_to_one_of_two_processes_stops_both(strategy, locus_process, tmp_path):  # noqa: F811
+    process = locus_process("fit", *RUN, "--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_steps=10000",
                             "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true")  # fmt: skip
     lines, child = after_a_step(process)
     os.kill(child, signal.SIGTERM)
@@ -83,7 +84,8 @@ def test_sigterm_to_one_of_two_processes_stops_both(locus_process, tmp_path):  #
 
 
 @pytest.mark.slow
-def test_a_picture_that_is_broken_for_one_process_stops_neither(locus_process, coco_folder, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_picture_that_is_broken_for_one_process_stops_neither(strategy, locus_process, coco_folder, tmp_path):  # noqa: F811
     """Each picture is met by one of two processes; filtered groups are among the others."""
     import json
     import shutil
@@ -93,7 +95,7 @@ def test_a_picture_that_is_broken_for_one_process_stops_neither(locus_process, c
     source = ["--data.source=CocoCues", f"--data.source.init_args.annotations={tmp_path / 'photos' / 'instances.json'}",
               f"--data.source.init_args.images={tmp_path / 'photos' / 'images'}", "--data.source.init_args.val_fraction=0.2",
               '--data.source.init_args.cue_sampler={"class_path": "ObjectCues", "init_args": {"mix": {"tiny": 0.5, "small": 0.5}}}',
-              "--model.filter_groups=true", "--model.resample=1", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_val_batches=1"]  # fmt: skip
+              "--model.filter_groups=true", "--model.resample=1", "--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.limit_val_batches=1"]  # fmt: skip
     options = [option for option in RUN if "train_size" not in str(option)]
     process = locus_process("fit", *options, *source)
     out, _ = process.communicate(timeout=300)

@@ -143,8 +143,9 @@ def test_a_stop_that_an_import_turned_into_another_error_is_still_a_stop(monkeyp
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_others_with_a_message(locus_process, tmp_path):
-    process = locus_process("fit", *RUN, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=10000",
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_process_that_is_killed_ends_the_others_with_a_message(strategy, locus_process, tmp_path):
+    process = locus_process("fit", *RUN, "--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_steps=10000",
                             "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=true", "--checkpoints.every_n_steps=1")  # fmt: skip
     lines, child = after_a_step(process)
     os.kill(child, signal.SIGKILL)

@@ -17,7 +17,7 @@ from locus_lightning.rewards.base import Reward
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
 from locus_lightning.tasks.base import Task
 from locus_lightning.training.resume import ResumableModule
-from locus_lightning.training.sharding import gathered
+from locus_lightning.training.sharding import as_one_pass, gathered
 from locus_lightning.types import Generation, Prompt, RolloutGroup
 
 _PROVEN_ON = 4
@@ -48,7 +48,9 @@ class RolloutModule(ResumableModule):
         if not self.backbone.loaded:
             raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
         self.rollout.sync(self.backbone)
-        return [generations for (generations,) in generate_checked(self.rollout, self.backbone, prompts, 1, sampling or self.validation)]
+        engine, chosen = self.rollout, sampling or self.validation
+        groups = as_one_pass(self.backbone, lambda: generate_checked(engine, self.backbone, prompts, 1, chosen))
+        return [generations for (generations,) in groups]
 
     def run_to_the_limit(self) -> None:
         """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the

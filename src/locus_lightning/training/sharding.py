@@ -7,7 +7,7 @@ process holds the whole policy (:func:`gathered`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -72,8 +72,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Cut a checkpoint's weights into pieces."""
         own = dict(self.lightning_module.named_parameters())  # type: ignore[union-attr]
         with torch.no_grad():
-            for name, value in checkpoint["state_dict"].items():
-                own[name].copy_(_piece(value, own[name]))
+            for name in own.keys() & checkpoint["state_dict"].keys():
+                own[name].copy_(_piece(checkpoint["state_dict"][name], own[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Cut an optimiser's state into pieces."""
@@ -108,7 +108,7 @@ def _joined(tree: Any, keep: bool) -> Any:
         return whole.cpu() if keep else None
     if isinstance(tree, dict):
         return {key: _joined(value, keep) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
+    if type(tree) in (list, tuple):
         return type(tree)(_joined(value, keep) for value in tree)
     return tree
 
@@ -175,6 +175,13 @@ def gathered(backbone: Backbone) -> Iterator[None]:
             module.set_reshard_after_forward(module is not root, recurse=False)
             module.reshard()
         root.gathered = False
+
+
+def as_one_pass(backbone: Backbone, do: Callable[[], Any]) -> Any:
+    """What ``do`` gives, run as one pass of gathered weights: its many small passes then neither wait nor set anything up, so that they can be
+    captured."""
+    root: Any = backbone.shardable()[0][0] if is_sharded(backbone) else None
+    return root.one_pass(do) if getattr(root, "gathered", False) else do()
 
 
 def is_sharded(backbone: Backbone) -> bool:

@@ -58,7 +58,7 @@ def question(kind: str, index: int, seed: int) -> tuple[Image.Image, dict[str, A
     """One question: picture, row of ``test_questions.jsonl``, and what stands in the file beside the picture (right option first)."""
     rng = np.random.default_rng([_STREAM, KINDS.index(kind), index, seed])
     wanted = ("tiny", "small")[index % 2]
-    make = _attribute if kind == KINDS[0] else _position
+    make = direct_attribute if kind == KINDS[0] else _position
     while True:
         scene = SCENES.draw(rng)
         parts = make(scene, wanted, rng)
@@ -78,7 +78,9 @@ def _of_size(scene: Scene, wanted: str) -> list[int]:
     return [i for i, box in enumerate(scene.boxes) if size_bin(box, scene.image.size) == wanted]
 
 
-def _attribute(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | None:
+def direct_attribute(scene: Scene, wanted: str, rng: np.random.Generator) -> _Found | None:
+    """Text, options (the right one first), names and indices of the targets of a question about one object whose size bin is ``wanted``; None
+    where the scene has no such object with a name."""
     fitting = _of_size(scene, wanted)
     if not fitting:
         return None
