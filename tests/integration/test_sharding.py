@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,7 @@ def test_supervised_training_takes_the_same_passes_everywhere(run):
     ("options", "message"),
     [(["--model.backbone.quantize=nf4"], "quantize nf4: 4-bit weights cannot be cut into pieces"),
      (["--model.backbone.quantize=null", "--model.optimizer=bitsandbytes.optim.AdamW8bit"], "AdamW8bit, which does not know weights in pieces"),
+     (["--model.backbone.quantize=null", "--model.optimizer=Adafactor", "--model.optimizer.lr=1e-3"], "Adafactor, which does not know"),
      (["--model.backbone.quantize=null", "--model.rollout=VLLMRollout"], "fsdp2 with VLLMRollout")],
 )  # fmt: skip
 def test_what_does_not_go_with_pieces_is_refused_before_weights_load(locus, options, message):
@@ -110,3 +112,21 @@ def test_what_does_not_go_with_pieces_is_refused_before_weights_load(locus, opti
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["backbone.quantize", "backbone.lora.targets", "backbone.init_args.lora", "objective.dual_clip"])
+def test_a_null_on_the_command_line_is_a_null(locus, option):
+    """jsonargparse alone makes the word "None" of it."""
+    status, out, err = locus("fit", "--config", LORA, "--model.backbone.quantize=null", f"--model.{option}=null", "--print_config")
+    assert status == 0, err
+    settings = yaml.safe_load(out)["model"]["init_args"]
+    for name in option.replace("init_args.", "").split("."):
+        settings = settings.get("init_args", settings)[name]
+    assert settings is None
+
+
+def test_preflight_measures_no_single_process_of_many(locus):
+    for strategy in ("fsdp2", "locus_lightning.training.sharding.FSDP2Strategy"):
+        status, _, err = locus("preflight", "--config", LORA, "--model.backbone.quantize=null", f"--trainer.strategy={strategy}")
+        assert status == 2
+        assert "locus preflight measures one process" in err

@@ -25,6 +25,8 @@ class Offers(nn.Module, ABC):
 
     # ---- for strategies that cut weights into pieces ------------------------------------------------------------------
 
+    in_pieces: bool = False
+    """Whether this process holds pieces of the weights, which a pass gathers from all processes."""
     whole_weights: Mapping[str, Tensor] | None = None
     """While weights are saved that processes hold pieces of: the whole ones, by the names of ``state_dict``. ``save_pretrained`` writes these."""
 

@@ -28,8 +28,8 @@ _KIND_OF_KEY: dict[str, plugins.Kind] = {
 }
 _BARE = re.compile(r"[A-Za-z_]\w*")
 _CLASS = re.compile(r"[A-Za-z_][\w.]*")
-_OPTION_OF_PART = re.compile(r"--model\.(?:init_args\.)?(backbone|task|objective|rollout)\.(?:init_args\.)?(\w+)")
-"""A setting of a class inside the module. jsonargparse 4.53 makes the word "None" of a null there, so that a null is handed over with what is
+_OPTION_OF_PART = re.compile(r"--model\.(?:init_args\.)?(backbone|task|objective|rollout)\.((?:\w+\.)*\w+)")
+"""A setting of a class inside the module, or of a record in it. jsonargparse 4.53 makes the word "None" of a null there, so that a null is handed over with what is
 around it."""
 _FAMILY_OPTION = re.compile(r"--model\.(?:init_args\.)?backbone\.(?:init_args\.)?(\w+)")
 
@@ -66,7 +66,10 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         elif setting and str(backbone).rsplit(".", 1)[-1] == "AutoBackbone" and setting[1] not in common_settings():
             family[setting[1]] = _yaml_value(key, value)
         elif (part := _OPTION_OF_PART.fullmatch(key)) and value in ("null", "~"):
-            prepared.append(f'--model.init_args={{"{part[1]}": {{"init_args": {{"{part[2]}": null}}}}}}')
+            value_of_part: Any = None
+            for name in reversed(part[2].replace("init_args.", "").split(".")):
+                value_of_part = {name: value_of_part}
+            prepared.append(f"--model.init_args={json.dumps({part[1]: {'init_args': value_of_part}})}")
         else:
             _import_option(key.lstrip("-"), value)
             prepared.append(f"{key}={value}")

@@ -45,7 +45,7 @@ def preflight_command(arguments: Sequence[str]) -> int:
             """A few optimiser steps, and nothing that writes."""
             super().before_instantiate_classes()
             trainer = self.config["fit"].trainer
-            if trainer.strategy == FSDP2:
+            if FSDP2 in str(trainer.strategy).lower():  # by name, or as a class with settings
                 raise ConfigError(
                     "locus preflight measures one process, and with trainer.strategy fsdp2 none holds the model alone; `locus fit` with "
                     "--trainer.max_steps=1 tells, before its first step, the memory that every process needs."

@@ -170,8 +170,12 @@ class CueDataModule(L.LightningDataModule):
 
     def note_outcomes(self, batch: CueBatch, groups: Sequence[RolloutGroup]) -> None:
         """Tell the order how a rollout batch went; all processes have to call this."""
-        if batch.position is None or type(self.order).note is SampleOrder.note:
+        if batch.position is None or not self.order.learns:
             return
+        if len(batch.keys) != len(groups):
+            raise ConfigError(
+                f"data.order is {type(self.order).__name__}, which needs one sample for each place in the data; this source gives several at once."
+            )
         pairs = zip(batch.keys, groups, strict=False)
         own = [(key.item, tuple(completion.score for completion in group.completions)) for key, group in pairs if not group.failed]
         outcomes = [pair for one in from_all(own, self._world()) for pair in one]

@@ -41,6 +41,11 @@ class SampleOrder(ABC):
         """
         self.length, self.seed, self.pass_length = len(dataset), seed, pass_length
 
+    @property
+    def learns(self) -> bool:
+        """Whether the order depends on what became of earlier samples."""
+        return type(self).note is not SampleOrder.note
+
     @abstractmethod
     def keys(self, epoch: int, start: int, stop: int) -> list[CueKey]:
         """The keys of the samples ``start`` to ``stop`` of a pass over the data."""
@@ -201,7 +206,7 @@ class HardCues(SampleOrder):
     def note(self, epoch: int, start: int, outcomes: Sequence[tuple[int, Sequence[float]]]) -> None:
         """See :meth:`SampleOrder.note`."""
         number = (epoch * self.pass_length + start) // self.size
-        rates = [(item, sum(score >= self.threshold for score in scores) / len(scores)) for item, scores in outcomes]
+        rates = [(item, float(sum(score >= self.threshold for score in scores) / len(scores))) for item, scores in outcomes]
         self._recent.setdefault(number, []).extend(rates)
         for old in sorted(n for n in self._recent if n < number - 2):  # every round that is still to be drawn knows these
             self._take_in(self._rates, self._recent.pop(old))
@@ -223,6 +228,8 @@ class HardCues(SampleOrder):
 
     def state_dict(self) -> dict[str, Any]:
         """Pass rates, and the outcomes of rounds that are too new to count."""
+        if not len(self._rates):
+            return {}
         recent = {number: list(outcomes) for number, outcomes in self._recent.items()}
         return {"round": self.size, "rates": torch.from_numpy(self._rates.copy()), "recent": recent}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from locus_lightning.backbones.offers import Offers
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.base import check_fit
 from locus_lightning.training.reference import check_reference_sync
@@ -108,6 +109,8 @@ def check_strategy(module: TaskModule) -> None:
 
 def _check_sharded(module: TaskModule) -> None:
     """What does not go with fsdp2."""
+    if type(module.backbone).shardable is Offers.shardable:
+        module.backbone.shardable()  # refuses
     if module.backbone.quantize:
         raise ConfigError(
             f"trainer.strategy is fsdp2 with backbone.quantize {module.backbone.quantize}: 4-bit weights cannot be cut into pieces; use ddp, or "
@@ -123,7 +126,7 @@ def _check_sharded(module: TaskModule) -> None:
             "use ddp with it, or HFRollout."
         )
     optimizer = module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
-    if type(optimizer).__module__.startswith("bitsandbytes"):
+    if type(optimizer).__module__.startswith("bitsandbytes") or type(optimizer).__name__ == "Adafactor":
         raise ConfigError(
             f"trainer.strategy is fsdp2 with {type(optimizer).__name__}, which does not know weights in pieces; set model.optimizer to "
             "torch.optim.AdamW, whose state is shared out over the processes."

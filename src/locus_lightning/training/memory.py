@@ -155,9 +155,11 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
     parts["activations"] = float(_activations(model, load))
     row = min(CHUNK, tokens) * model.vocabulary * 4.0
     parts["logits"] = _LOGITS_WITH_GRADIENT * row
-    parts["scoring"] = _LOGITS * row + float(_one_layer(model, load))
+    parts["scoring"] = _LOGITS * row + float(_one_layer(model, load)) + (passing if parts["reference"] else 0.0)
     resident = sum(parts[name] for name in ("weights", "adapters", "reference", "optimiser", "features"))
-    parts["update"] = resident + passing + parts["gradients"] + parts["activations"] + parts["logits"]
+    # gradients of what stands outside of layers are whole before they are shared out, once more in float32
+    whole = model.other * (load.gathered_bytes + 4.0) if shards > 1 and not load.rank else 0.0
+    parts["update"] = resident + passing + whole + parts["gradients"] + parts["activations"] + parts["logits"]
     resident += parts["gathered"]
     decoded = load.decoded or _that_fit(model, load, SHARE * (load.card - resident))
     parts["decoded"] = float(decoded)

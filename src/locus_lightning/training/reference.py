@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def check_reference_sync(module: LocusModule) -> None:
         raise ConfigError(
             "model.reference_sync is set with objective.kl_coef 0, which needs no reference model; set kl_coef, or reference_sync: null."
         )
+    kind = type(module.backbone)
+    if kind.move_reference is Backbone.move_reference or "moves" not in inspect.signature(kind.freeze_reference).parameters:
+        raise ConfigError(f"model.reference_sync is set and {kind.__name__} has no reference that moves; set model.reference_sync: null.")
     if not module.rollout.exact:
         raise ConfigError(
             f"model.reference_sync is set with {type(module.rollout).__name__}, which proves itself against the model without its adapter; set "

@@ -16,7 +16,7 @@ from locus_lightning.errors import CheckpointError, TrainingError
 from locus_lightning.ranks import from_all
 from locus_lightning.training.boundary import Boundary, step_just_ended, validation_is_due
 from locus_lightning.training.settings import changes, check_resumed, run_settings, take_over_rates
-from locus_lightning.training.sharding import is_sharded, own_piece, whole
+from locus_lightning.training.sharding import own_piece, whole
 from locus_lightning.training.state import check_weights, generator_state, set_generator_state
 
 log = logging.getLogger("locus_lightning")
@@ -156,7 +156,7 @@ class ResumableModule(L.LightningModule):
             if name in kept and parameter.is_floating_point() and not bool(torch.isfinite(own_piece(parameter)).all())
         )
         here = next(broken, None)
-        return next(filter(None, from_all(here, self.trainer.world_size)), None) if is_sharded(self.backbone) else here
+        return next(filter(None, from_all(here, self.trainer.world_size)), None) if self.backbone.in_pieces else here
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 

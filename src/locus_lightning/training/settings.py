@@ -20,6 +20,9 @@ FIXED = (
     "data.batch_size",
     "data.seed",
     "data.train_samples",
+    "data.order",
+    "data.order.start",
+    "data.order.until",
     "model.micro_batch_size",
     "model.num_iterations",
     "model.train_vision",
@@ -51,6 +54,8 @@ def run_settings(module: ResumableModule) -> dict[str, Any]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if data is not None:
         settings |= {"data.batch_size": data.batch_size, "data.seed": data.seed}
+        order = _plain("data.order", getattr(data, "order", None))
+        settings |= {key: value for key, value in order.items() if key.rpartition(".")[2] not in ("length", "pass_length", "seed", "size")}
         if "train" in data.datasets:
             settings["data.train_samples"] = len(data.datasets["train"])
     return settings

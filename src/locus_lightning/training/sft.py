@@ -11,6 +11,7 @@ from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Split
+from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.advantages import token_weights
 from locus_lightning.objectives.supervised import next_token_loss
 from locus_lightning.ranks import joined
@@ -19,7 +20,6 @@ from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.parsing import without_opened
 from locus_lightning.training.base import TaskModule
-from locus_lightning.training.sharding import is_sharded
 from locus_lightning.types import Question, Sample
 
 
@@ -67,6 +67,15 @@ class SupervisedModule(TaskModule):
         self._scores: dict[str, list[float]] = {}
         self._names: list[str] = []
 
+    def setup(self, stage: str) -> None:
+        """See :meth:`TaskModule.setup`; also refuses an order that learns from rollouts, of which there are none here."""
+        super().setup(stage)
+        order = getattr(getattr(self.trainer, "datamodule", None), "order", None)
+        if stage == "fit" and order is not None and order.learns:
+            raise ConfigError(
+                f"data.order is {type(order).__name__}, which learns from rollouts; SupervisedModule makes none: set data.order: null."
+            )
+
     def configure_model(self) -> None:
         """Load weights and choose what trains."""
         super().configure_model()
@@ -78,7 +87,7 @@ class SupervisedModule(TaskModule):
         self._names = [str(sample.id) for sample in batch]
         groups = by_image(batch)
         # rows of a pass are as long as the longest; processes that hold pieces of the weights have to take the same passes
-        apart = [groups] if is_sharded(self.backbone) else [[g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]]
+        apart = [groups] if self.backbone.in_pieces else [[g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]]
         passes = [self._answer_logps(some) for some in apart if some]
         loss = next_token_loss(*(torch.cat(column) for column in zip(*passes, strict=True)))
         self.log("update/loss", loss, prog_bar=True, batch_size=len(batch))

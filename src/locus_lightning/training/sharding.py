@@ -30,7 +30,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     Checkpoints are single files of whole weights, as those of every other strategy: they are validated and exported on one process.
 
     Args:
-        timeout: How long processes wait for one another; null is PyTorch's own, 30 minutes with gloo and 10 with NCCL.
+        timeout: How long processes wait for one another; null is 30 minutes.
     """
 
     def __init__(self, timeout: timedelta | None = None) -> None:
@@ -51,6 +51,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         """All processes share one copy of the weights."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Weights are loaded onto the device, as with DDP, and cut into pieces there."""
+        with torch.device(self.root_device), super().tensor_init_context(empty_init):
+            yield
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Weights in pieces; :meth:`save_checkpoint` joins those that are kept."""
@@ -150,6 +156,7 @@ def shard(backbone: Backbone, strategy: Any, mixed: bool) -> None:
         root.one_pass(lambda: None)  # the module that is called first becomes the root
         root.reshard()  # a checkpoint's weights may be put in place before the first pass
         root.set_reshard_after_forward(root is not models[0][0], recurse=False)
+    backbone.in_pieces = True
     backbone.mark_embeddings()
 
 
@@ -159,7 +166,7 @@ def gathered(backbone: Backbone) -> Iterator[None]:
     to enter and to leave it. It is nothing where weights are not in pieces, or within another one."""
     from torch.distributed.fsdp import FSDPModule
 
-    root: Any = backbone.shardable()[0][0] if backbone.loaded and is_sharded(backbone) else None
+    root: Any = backbone.shardable()[0][0] if backbone.in_pieces else None
     if root is None or getattr(root, "gathered", False):
         yield
         return
@@ -180,13 +187,8 @@ def gathered(backbone: Backbone) -> Iterator[None]:
 def as_one_pass(backbone: Backbone, do: Callable[[], Any]) -> Any:
     """What ``do`` gives, run as one pass of gathered weights: its many small passes then neither wait nor set anything up, so that they can be
     captured."""
-    root: Any = backbone.shardable()[0][0] if is_sharded(backbone) else None
+    root: Any = backbone.shardable()[0][0] if backbone.in_pieces else None
     return root.one_pass(do) if getattr(root, "gathered", False) else do()
-
-
-def is_sharded(backbone: Backbone) -> bool:
-    """Whether this process holds pieces of the weights."""
-    return any(isinstance(parameter, DTensor) for parameter in backbone.parameters())
 
 
 @contextmanager
@@ -195,7 +197,7 @@ def joined_for_saving(backbone: Backbone, keep: bool) -> Iterator[None]:
 
     With adapters only what was trained is joined, since nothing else is written.
     """
-    if not is_sharded(backbone):
+    if not backbone.in_pieces:
         yield
         return
     state = backbone.state_dict()

@@ -14,6 +14,8 @@ from locus_lightning.data.order import HardCues, LargeToSmall, SampleOrder, Shuf
 from locus_lightning.data.source import CueDataset, CueKey
 from locus_lightning.data.synthetic.scenes import SceneCues
 from locus_lightning.errors import CheckpointError, ConfigError
+from locus_lightning.training.sft import SupervisedModule
+from tests.conftest import FAMILIES
 from tests.unit.training.test_grpo import LengthReward, module, trainer
 
 N = 60
@@ -167,6 +169,24 @@ def test_a_run_with_mining_is_continued_with_the_same_samples(tmp_path):
     assert len(set(whole.ids)) < len(whole.ids), "samples came back"
     assert float(whole.figures[-1]["order/hard"]) == 1.0
     assert data.order.figures()["order/asked"] == len(set(whole.ids)) / 12
+
+
+def test_another_order_is_refused_on_resume(tmp_path):
+    run, _, _ = fitted(3)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    data = CueDataModule(SceneCues(image_size=96, train_size=12, val_size=2), batch_size=2)
+    with pytest.raises(CheckpointError, match=r"data\.order HardCues -> Shuffled"):
+        trainer(max_steps=5).fit(module(rewards=[LengthReward()]), datamodule=data, ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_mining_without_rollouts_is_refused():
+    data = CueDataModule(SceneCues(image_size=96, train_size=12, val_size=2), batch_size=2, order=HardCues(round=6))
+    with pytest.raises(ConfigError, match="learns from rollouts; SupervisedModule makes none"):
+        trainer().fit(SupervisedModule(FAMILIES["llava"]("toy:llava")), datamodule=data)
+
+
+def test_an_order_that_has_not_begun_has_no_state():
+    assert HardCues().state_dict() == {}
 
 
 def test_a_sample_that_comes_back_is_the_same():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from locus_lightning.backbones.adapters import LoRA
+from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError
 from locus_lightning.objectives.grpo import GRPO
 from locus_lightning.rollout.vllm_rollout import VLLMRollout
@@ -112,6 +113,17 @@ def test_a_reference_that_moves_goes_on_where_a_run_was_stopped(kind, tmp_path, 
 def test_a_reference_that_cannot_move_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         trainer().fit(module(reference_sync=ReferenceSync(), **settings), datamodule=data(2))
+
+
+@pytest.mark.parametrize("method", ["move_reference", "freeze_reference"])
+def test_a_backbone_without_a_moving_reference_is_refused_before_weights_load(method):
+    """A plugin that was written before there was one."""
+    old = Backbone.move_reference if method == "move_reference" else lambda self: None
+    kind = type("Old", (FAMILIES["llava"],), {method: old})
+    backbone = kind("toy:llava")
+    with pytest.raises(ConfigError, match="Old has no reference that moves"):
+        trainer().fit(module(backbone=backbone, reference_sync=ReferenceSync(), objective=GRPO(kl_coef=0.1)), datamodule=data(2))
+    assert not backbone.loaded
 
 
 @pytest.mark.parametrize("values", [{"every_n_steps": 0}, {"mixing": 0.0}, {"mixing": 1.5}])
