@@ -112,7 +112,7 @@ def test_ctrl_c_while_libraries_and_weights_load_is_said(locus_process, seconds)
     time.sleep(seconds)  # somewhere in the imports, or in the loading: nothing has been trained
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130, said
+    assert process.returncode in (130, -signal.SIGINT), said  # a shell shows 130 for both
     assert "stopped" in said
     assert "Traceback" not in said
 

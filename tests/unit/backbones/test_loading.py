@@ -87,8 +87,8 @@ def test_auto_hands_on_what_only_the_family_knows_and_refuses_the_unknown(toy_fo
     with pytest.raises(ConfigError, match=r"backbone\.family.*nonsense"):
         AutoBackbone("toy:llava", family={"nonsense": 1})
     config = (toy_folder("gemma3") / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config.replace('"model_type": "gemma3"', '"model_type": "aya_vision"'))
-    with pytest.raises(CheckpointError, match=r"'aya_vision' model.*llava.*GenericBackbone.*frame"):
+    (tmp_path / "config.json").write_text(config.replace('"model_type": "gemma3"', '"model_type": "paligemma"'))
+    with pytest.raises(CheckpointError, match=r"'paligemma' model.*llava.*GenericBackbone.*frame"):
         AutoBackbone(str(tmp_path))
 
 

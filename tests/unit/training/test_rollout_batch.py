@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from locus_lightning.objectives.advantages import group_advantages
-from locus_lightning.training.grpo import LocusModule
+from locus_lightning.training.geometry import step_totals
 from locus_lightning.training.rollout_batch import RolloutBatch, counted, sampled_logps, sampler_gap, token_mask
 from locus_lightning.types import Completion, Generation, RolloutGroup
 from tests.conftest import make_sample
@@ -69,7 +69,7 @@ def test_totals_leave_room_for_the_trainers_own_averages(accumulate, ranks):
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value * ranks)
     trainer = SimpleNamespace(accumulate_grad_batches=accumulate, strategy=strategy, world_size=ranks)
     module = SimpleNamespace(trainer=trainer, objective=SimpleNamespace(reduction="token"))
-    totals = LocusModule._totals(module, mask, [[0], [1]])
+    totals = step_totals(module, mask, [[0], [1]])
     tokens = [8.0] if accumulate == 2 else [5.0, 3.0]
     assert totals == [n * ranks / (accumulate * ranks) for n in tokens]
 
