@@ -194,7 +194,7 @@ def test_two_runs_in_one_folder_are_refused(locus, locus_process, tmp_path, inje
     process = locus_process("fit", *RUN, "--ckpt_path=last", "--trainer.max_steps=10000", "--trainer.limit_val_batches=0")
     lock = tmp_path / "runs" / "locus" / "version_0" / "lock"
     try:
-        for _ in range(600):
+        for _ in range(2400):
             if lock.exists() and lock.read_text():
                 break
             time.sleep(0.1)
