@@ -176,7 +176,7 @@ class CueDataModule(L.LightningDataModule):
             raise ConfigError(
                 f"data.order is {type(self.order).__name__}, which needs one sample for each place in the data; this source gives several at once."
             )
-        pairs = zip(batch.keys, groups, strict=False)
+        pairs = zip(batch.keys, groups, strict=True)
         own = [(key.item, tuple(completion.score for completion in group.completions)) for key, group in pairs if not group.failed]
         outcomes = [pair for one in from_all(own, self._world()) for pair in one]
         self.order.note(batch.position.epoch, batch.position.micro_step // self._steps * self.prompts * self._world(), outcomes)

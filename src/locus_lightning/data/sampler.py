@@ -36,7 +36,7 @@ class ResumableSampler(Sampler[list[CueKey]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        batches, rest = divmod(self.length, self.batch_size * self.world_size)
+        batches, rest = divmod(self.length, self.wide)
         return batches + (0 if self.order is not None or not rest else 1)
 
     @property

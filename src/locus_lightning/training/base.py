@@ -115,7 +115,7 @@ class TaskModule(RolloutModule):
             self._check_trainer()
             self.use_accumulation(accumulate)
             self._refuse_float16()
-            self._try_optimizer()
+            self.try_optimizer()
             check_strategy(self)
         if stage == "fit" and self.trainer.precision == "bf16-true" and self.backbone.dtype == torch.float32 and not self.backbone.loaded:
             log.info("trainer.precision is bf16-true: backbone.dtype float32 becomes bfloat16; adapters stay float32.")
@@ -141,10 +141,14 @@ class TaskModule(RolloutModule):
         if clip is not None and not 0 <= clip < float("inf"):
             raise ConfigError(f"trainer.gradient_clip_val is {clip}; it is 0 or more, or null for no clipping.")
 
-    def _try_optimizer(self) -> None:
-        """Build the optimiser over one number: what its settings refuse is refused before weights load."""
+    def try_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser over a few numbers: what its settings refuse is refused before weights load.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
         try:
-            self.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
+            return self.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
         except LocusError:
             raise
         except Exception as cause:

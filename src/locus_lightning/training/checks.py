@@ -6,8 +6,6 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from locus_lightning.backbones.offers import Offers
 from locus_lightning.errors import ConfigError
 from locus_lightning.tasks.base import check_fit
@@ -125,7 +123,7 @@ def _check_sharded(module: TaskModule) -> None:
             f"trainer.strategy is fsdp2 with {type(module.rollout).__name__}, which is handed adapters by a process that holds all of them; "
             "use ddp with it, or HFRollout."
         )
-    optimizer = module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])
+    optimizer = module.try_optimizer()
     if type(optimizer).__module__.startswith("bitsandbytes") or type(optimizer).__name__ == "Adafactor":
         raise ConfigError(
             f"trainer.strategy is fsdp2 with {type(optimizer).__name__}, which does not know weights in pieces; set model.optimizer to "

@@ -22,7 +22,7 @@ from locus_lightning.rewards.answer import AnswerReward
 from locus_lightning.rewards.base import Reward
 from locus_lightning.rewards.format import FormatReward
 from locus_lightning.rewards.iou import IoUReward
-from locus_lightning.rollout.base import RolloutEngine, SamplingParams, generate_checked
+from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.rollout.hf import HFRollout
 from locus_lightning.tasks.base import Task
 from locus_lightning.training.base import TaskModule
@@ -46,7 +46,7 @@ from locus_lightning.training.rollout_batch import (
 )  # fmt: skip
 from locus_lightning.training.rollout_metrics import rollout_metrics
 from locus_lightning.training.scoring import Scorer
-from locus_lightning.training.sharding import as_one_pass, gathered
+from locus_lightning.training.sharding import gathered
 from locus_lightning.types import Prompt, RolloutGroup
 
 
@@ -199,7 +199,7 @@ class LocusModule(TaskModule):
 
     def _rollout(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
         sampling = replace(self.sampling, min_new_tokens=self.sampling.max_new_tokens) if self.to_the_limit else self.sampling
-        generated = as_one_pass(self.backbone, lambda: generate_checked(self.rollout, self.backbone, prompts, self.group_size, sampling))
+        generated = self.generate_checked(prompts, self.group_size, sampling)
         groups = []
         for sample, prompt, generations in zip(samples, prompts, generated, strict=True):
             completions = tuple(self.complete(generation, sample, prompt) for generation in generations)

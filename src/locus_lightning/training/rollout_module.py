@@ -48,9 +48,11 @@ class RolloutModule(ResumableModule):
         if not self.backbone.loaded:
             raise ConfigError("the model has no weights yet; call backbone.load() first, or let a Trainer do it.")
         self.rollout.sync(self.backbone)
-        engine, chosen = self.rollout, sampling or self.validation
-        groups = as_one_pass(self.backbone, lambda: generate_checked(engine, self.backbone, prompts, 1, chosen))
-        return [generations for (generations,) in groups]
+        return [generations for (generations,) in self.generate_checked(prompts, 1, sampling or self.validation)]
+
+    def generate_checked(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
+        """``n`` completions of each prompt from the engine, held against its contract, in one pass of the weights."""
+        return as_one_pass(self.backbone, lambda: generate_checked(self.rollout, self.backbone, prompts, n, sampling))
 
     def run_to_the_limit(self) -> None:
         """Let every completion run to ``max_new_tokens``, to measure what a step costs at most. Training this way would be wrong: the

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from locus_lightning.boxes import pairwise_iou, size_bin
+from locus_lightning.boxes import box_area, pairwise_iou, size_bin
 from locus_lightning.cue_samplers.base import CueSampler, Picture, checked_windows
 from locus_lightning.data.coco.annotations import CocoImage
 from locus_lightning.data.coco.filters import second_match, texture
@@ -142,8 +142,7 @@ class CueSet(CueDataset):
     def cue_share(self, item: int) -> float:
         """See :meth:`CueDataset.cue_share`."""
         entry = self.entries[item]
-        x1, y1, x2, y2 = entry.window.box
-        return (x2 - x1) * (y2 - y1) / (entry.size[0] * entry.size[1])
+        return box_area(entry.window.box) / (entry.size[0] * entry.size[1])
 
     def _worth_asking(self, image: Image.Image, window: IntBox) -> bool:
         if self.min_texture > 0 and texture(image, window) < self.min_texture:
