@@ -104,7 +104,7 @@ def test_supervised_training_takes_the_same_passes_everywhere(run):
     ("options", "message"),
     [(["--model.backbone.quantize=nf4"], "quantize nf4: 4-bit weights cannot be cut into pieces"),
      (["--model.backbone.quantize=null", "--model.optimizer=bitsandbytes.optim.AdamW8bit"], "AdamW8bit, which does not know weights in pieces"),
-     (["--model.backbone.quantize=null", "--model.optimizer=Adafactor", "--model.optimizer.lr=1e-3"], "Adafactor, which does not know"),
+     (["--model.backbone.quantize=null", "--model.optimizer=torch.optim.Adafactor", "--model.optimizer.lr=1e-3"], "Adafactor, which does not know"),
      (["--model.backbone.quantize=null", "--model.rollout=VLLMRollout"], "fsdp2 with VLLMRollout")],
 )  # fmt: skip
 def test_what_does_not_go_with_pieces_is_refused_before_weights_load(locus, options, message):
