@@ -10,6 +10,7 @@ packages of pyproject.toml can be imported; the part ``step`` compares with TRL 
 check      captured = uncaptured = repeated prompts: tokens, log-probabilities; packed = plain: gradients; sampler gap; resume of 8-bit AdamW
 decode     milliseconds, kernels and kernel time a token, by rows
 update     forward and backward, and the reference pass, of one group
+kernels    update and decoding again with the fused kernels of liger-kernel, and how far log-probabilities move
 step       a whole step against the plain batch and TRL (grpo_step.py)
 preflight  `locus preflight` of the 24 GB configs on photos (--photos FOLDER with annotations/ and train2017/)
 """
@@ -37,7 +38,7 @@ import torch  # noqa: E402
 CUDA = torch.cuda.is_available()
 MODELS = {"qwen": ("qwen-7b-24gb", "tiny"), "onevision": ("onevision-7b-24gb", "tiny-onevision"), "llava": ("llava-7b-24gb", "tiny-llava")}
 """Name -> workload, and its tiny form."""
-SECONDS = {"check": 45, "decode": 60, "update": 30, "step": 150, "preflight": 80}
+SECONDS = {"check": 45, "decode": 60, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
 """How long a part takes for one model on an H200, about; a tiny one takes a tenth."""
 
 
@@ -142,22 +143,25 @@ def resumed() -> float:
 def decode(subject: Subject, sizes: tuple[int, ...] = (2, 8, 16)) -> dict[str, Any]:
     """Milliseconds a token by rows: a run of many tokens less one of few, over the difference."""
     rows: dict[str, Any] = {}
-    few, many = (4, 12) if subject.workload.gpu is False else (16, 80)
     for count in sizes:
-        prompts = subject.prompts(count)
         for name, settings in (("captured", {}), ("uncaptured", {"capture": False})):
             if name == "uncaptured" and (not CUDA or count != sizes[0]):
                 continue
-            subject.decode(prompts, few, **settings)
-            spent = []
-            for tokens in (few, many):
-                started = clock()
-                subject.decode(prompts, tokens, **settings)
-                spent.append(clock() - started)
-            label = f"{count * subject.workload.group} rows, {name if CUDA else 'CPU'}"
-            rows[label] = {"ms a token": 1e3 * (spent[1] - spent[0]) / (many - few), "prefill and capture, s": spent[0]}
+            rows[f"{count * subject.workload.group} rows, {name if CUDA else 'CPU'}"] = a_token(subject, count, **settings)
     rows["a step"] = operations(subject)
     return rows
+
+
+def a_token(subject: Subject, count: int, **settings: Any) -> dict[str, float]:
+    """Of decoding that many prompts."""
+    prompts, (few, many) = subject.prompts(count), (4, 12) if subject.workload.gpu is False else (16, 80)
+    subject.decode(prompts, few, **settings)
+    spent = []
+    for tokens in (few, many):
+        started = clock()
+        subject.decode(prompts, tokens, **settings)
+        spent.append(clock() - started)
+    return {"ms a token": 1e3 * (spent[1] - spent[0]) / (many - few), "prefill and capture, s": spent[0]}
 
 
 def operations(subject: Subject) -> dict[str, Any]:
@@ -212,6 +216,34 @@ def update(subject: Subject) -> dict[str, Any]:
         found[name] = median(spent)
     backbone.train(False)
     return found
+
+
+def kernels(subject: Subject, count: int = 8) -> dict[str, Any]:
+    """Plain and fused. It comes last of a model's parts, since fused modules stay."""
+    from locus_lightning.backbones.kernels import check_installed, fuse
+
+    backbone, prompts = subject.backbone, subject.prompts(1)
+    ids = [[torch.randint(10, 200, (subject.workload.tokens,), device=prompts[0].ids_P.device) for _ in range(subject.workload.group)]]
+
+    def measured() -> tuple[torch.Tensor, dict[str, Any]]:
+        with torch.no_grad():
+            logps = backbone.logps(prompts, ids)[0]
+        return logps, {**update(subject), **a_token(subject, count), **operations(subject)}
+
+    plain, found = measured()
+    check_installed()
+    counts = fuse(backbone.hf)
+    if not counts:
+        return {"plain": found, "fused": "needs a GPU"}
+    fused, found_fused = measured()
+    apart = (fused - plain).abs()
+    return {
+        "modules": dict(counts),
+        "plain": found,
+        "fused": found_fused,
+        "log-probability apart, mean": float(apart.mean()),
+        "largest": float(apart.max()),
+    }
 
 
 def step(name: str, minutes: float) -> dict[str, Any]:
@@ -311,11 +343,12 @@ def main() -> None:
             workload_name = MODELS[model][options.tiny]
             workload = grpo_step.WORKLOADS[workload_name]
             checkpoint = getattr(checkpoints, workload.checkpoint)(Path(folder) / model)
-            if {"check", "decode", "update"} & set(options.parts):
+            if {"check", "decode", "update", "kernels"} & set(options.parts):
                 subject = Subject(workload, checkpoint)
                 part("check", model, lambda s=subject: check(s))  # type: ignore[misc]
                 part("update", model, lambda s=subject: update(s))  # type: ignore[misc]
                 part("decode", model, lambda s=subject: decode(s, (1, 2) if options.tiny else (2, 8, 16)))  # type: ignore[misc]
+                part("kernels", model, lambda s=subject: kernels(s, 1 if options.tiny else 8))  # type: ignore[misc]
                 del subject
                 gc.collect()
                 if CUDA:

@@ -21,6 +21,7 @@ def test_the_gpu_benchmark_runs_in_its_tiny_form(tmp_path):
         "check",
         "update",
         "decode",
+        "kernels",
     ]
     done = subprocess.run([*command, "--json", "gpu.json"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -32,4 +33,6 @@ def test_the_gpu_benchmark_runs_in_its_tiny_form(tmp_path):
     assert found["check"]["8-bit AdamW resumed, largest difference of a weight"] == 0
     assert found["update"]["forward and backward, s"] > 0
     assert found["decode"]["a step"]["operations a token"] > 50
+    assert found["kernels"]["plain"]["operations a token"] > 50
+    assert found["kernels"]["fused"] == "needs a GPU" or found["kernels"]["largest"] < 0.1
     assert "| decode: " in done.stdout

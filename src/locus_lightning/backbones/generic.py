@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.convention import Convention
 from locus_lightning.backbones.hf import HFBackbone
 from locus_lightning.boxes import BoxFrame
@@ -49,10 +48,6 @@ class GenericBackbone(HFBackbone):
         if frame not in get_args(Frame):
             raise ConfigError(f"GenericBackbone.frame is {frame!r}; give one of {', '.join(get_args(Frame))}.")
         self.stated, self.decimals, self.images_in_text, self.y_first = frame, decimals, images_first, y_first
-
-    def check(self) -> None:
-        """See :meth:`Backbone.check`; any family."""
-        checkpoint_files.check(self.checkpoint, (), type(self).__name__, self.trust_remote_code)
 
     def load(self) -> None:
         """See :meth:`Backbone.load`.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from locus_lightning.backbones import base_files, loading, saved, toy
+from locus_lightning.backbones import base_files, kernels, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
 from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
 from locus_lightning.backbones.reference import WithReference
@@ -44,6 +44,8 @@ class HFBackbone(WithReference):
         gradient_checkpointing: Whether activations are computed again in the backward pass, which needs less memory and more time.
         share_prefix: Whether a prompt is paid for once a group. False runs the plain batch.
         trust_remote_code: Whether code that comes with the checkpoint may run. Leave it off unless you have read that code.
+        kernels: ``liger`` computes norms, gated layers and rotary embeddings with the fused kernels of liger-kernel where a model's formula
+            is known, on a GPU (``pip install 'locus-lightning[gpu]'``); null computes them as transformers does.
     """
 
     model_types: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class HFBackbone(WithReference):
         gradient_checkpointing: bool = False,
         share_prefix: bool = True,
         trust_remote_code: bool = False,
+        kernels: Literal["liger"] | None = None,
     ) -> None:
         super().__init__()
         if quantize and lora is None:
@@ -67,7 +70,7 @@ class HFBackbone(WithReference):
             raise ConfigError("backbone.train_vision is true with quantize nf4; train the vision side without quantisation.")
         self.checkpoint, self.dtype, self.quantize, self.lora = checkpoint, getattr(torch, dtype), quantize, lora
         self.train_vision, self.gradient_checkpointing, self.share_prefix = train_vision, gradient_checkpointing, share_prefix
-        self.trust_remote_code, self.adapter_rank = trust_remote_code, lora.rank if lora else 0
+        self.trust_remote_code, self.kernels, self.adapter_rank = trust_remote_code, kernels, lora.rank if lora else 0
         self.model: Any = None
         self.processor: Any = None
         self.reference: nn.Module | None = None
@@ -79,6 +82,8 @@ class HFBackbone(WithReference):
 
     def check(self) -> None:
         """See :meth:`Backbone.check`."""
+        if self.kernels:
+            kernels.check_installed()
         checkpoint_files.check(self.checkpoint, self.model_types, type(self).__name__, self.trust_remote_code)
         checkpoint_files.check_quantised(self.checkpoint, self.trust_remote_code, bool(self.lora), self.quantize, self.train_vision)
 
@@ -108,6 +113,8 @@ class HFBackbone(WithReference):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # rollout, reference and update must be the same function
+        if self.kernels:
+            kernels.fuse(self.hf)
         self.mark_embeddings()
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})

@@ -47,7 +47,7 @@ class Run:
         from a stranger."""
         from jsonargparse import ArgumentParser
 
-        own = {"dtype": dtype, "quantize": None, "gradient_checkpointing": False, "trust_remote_code": trust_remote_code}
+        own = {"dtype": dtype, "quantize": None, "gradient_checkpointing": False, "kernels": None, "trust_remote_code": trust_remote_code}
         stated = self._stated("backbone")
         name = str(stated.get("class_path", ""))
         if _installed_class(name) is None:

@@ -26,7 +26,7 @@ class Capture:
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
-        self._warm = False
+        self._warm, self._failed = False, False
         self._replay: Step | None = None
         self._pool: object | None = None
 
@@ -46,10 +46,13 @@ class Capture:
             try:
                 self._replay = self._record(step)
             except Exception as cause:  # third-party kernels fail in their own ways
-                self.wanted = False
-                _warn(cause)
+                if self._failed:
+                    self.wanted = False
+                    _warn(cause)
+                self._failed = True  # a kernel that is compiled for a new number of rows cannot be captured, and can after its first run
                 step()
             else:
+                self._failed = False
                 self._replay()
 
     def _warm_up(self, step: Step) -> None:

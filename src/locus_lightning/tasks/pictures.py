@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,9 +86,9 @@ def draw_message(task: Task, group: RolloutGroup) -> Image.Image:
     return canvas
 
 
-def contact_sheet(task: Task, groups: Sequence[RolloutGroup]) -> Image.Image:
-    """Several groups, two in a row."""
-    tiles = [task.draw(group) for group in groups]
+def contact_sheet(task_of: Callable[[Any], Task], groups: Sequence[RolloutGroup]) -> Image.Image:
+    """Several groups, two in a row, each drawn by the task of its sample."""
+    tiles = [task_of(group.sample).draw(group) for group in groups]
     w, h = tiles[0].size
     columns = min(2, len(tiles))
     sheet = Image.new("RGB", (columns * w, -(-len(tiles) // columns) * h), _BACKGROUND)

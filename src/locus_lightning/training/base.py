@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
 
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Split
@@ -268,13 +268,11 @@ class TaskModule(RolloutModule):
                 method(self.trainer, self, subject)
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes that have a figure, in one collective; the names are the same on every rank. A figure that is NaN
-        everywhere is left out."""
+        """Means over the processes that have a figure, which need not be the same ones for each. NaN is none."""
         known = {name: value for name, value in values.items() if value == value}
-        if not values or self.trainer.world_size == 1:
+        if self.trainer.world_size == 1:
             return known
-        row: Tensor = torch.tensor(
-            [[values[n], 1.0] if n in known else [0.0, 0.0] for n in values], dtype=torch.float64, device=self.device
-        )
-        sums = self.trainer.strategy.reduce(row, reduce_op="sum").tolist()  # type: ignore[union-attr]
-        return {name: total / count for name, (total, count) in zip(values, sums, strict=True) if count}
+        rows: list[dict[str, float]] = [{}] * self.trainer.world_size
+        torch.distributed.all_gather_object(rows, known)
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: statistics.fmean(row[name] for row in rows if name in row) for name in names}

@@ -10,13 +10,13 @@ import torch
 from locus_lightning.objectives.advantages import zero_std_groups
 from locus_lightning.rewards.base import Reward
 from locus_lightning.tasks.base import Task
-from locus_lightning.types import RolloutGroup
+from locus_lightning.types import Question, RolloutGroup
 
 
 def rollout_metrics(
     groups: Sequence[RolloutGroup], rewards: Sequence[Reward], task: Task, seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Named means over a rollout batch; the names are the same whatever the completions are.
+    """Named means over a rollout batch; the names are the same whatever the completions are. Plain questions have one figure of their own.
 
     Args:
         groups: scored.
@@ -36,7 +36,11 @@ def rollout_metrics(
         "reward/std_in_group": _mean([statistics.stdev(group.rewards) for group in groups]),
         "reward/frac_reward_zero_std": float(zero_std_groups(totals_BG).float().mean()),
     }
-    figures |= {f"rollout/{name}": value for name, value in task.rollout_figures(completions, samples).items()}
+    pairs = list(zip(completions, samples, strict=True))
+    if own := [(c, s) for c, s in pairs if not isinstance(s, Question)]:
+        figures |= {f"rollout/{name}": value for name, value in task.rollout_figures(*zip(*own, strict=True)).items()}
+    if asked := [c.score for c, s in pairs if isinstance(s, Question)]:
+        figures["rollout/question_score"] = _mean(asked)
     figures |= {
         "rollout/length": _mean([float(n) for n in lengths]),
         "rollout/failed_groups": float(failed),

@@ -201,6 +201,24 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_said_once(make_backb
     assert "assert float(hidden.sum())" in messages[0]
 
 
+def test_a_capture_that_fails_once_is_tried_again(make_backbone, samples, recorded, monkeypatch, caplog):
+    """Kernels that are compiled at their first run cannot be captured then, and can afterwards."""
+    backbone = make_backbone("llava", dtype="float64")
+    record, calls = capture.Capture._record, []
+
+    def fails_first(self, step):
+        calls.append(None)
+        if len(calls) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(self, step)
+
+    monkeypatch.setattr(capture.Capture, "_record", fails_first)
+    with caplog.at_level(logging.WARNING):
+        assert_equal(*both(backbone, samples))
+    assert recorded
+    assert "cannot be captured" not in caplog.text
+
+
 def test_a_rollout_that_does_not_fit_goes_on_with_half_the_prompts(make_backbone, samples, monkeypatch, caplog):
     backbone = make_backbone("llava", dtype="float64")
     four = [*samples, make_sample(seed=9)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from locus_lightning.objectives.advantages import group_advantages
+from locus_lightning.training.base import TaskModule
 from locus_lightning.training.geometry import step_totals
 from locus_lightning.training.rollout_batch import RolloutBatch, counted, sampled_logps, sampler_gap, token_mask
 from locus_lightning.types import Completion, Generation, RolloutGroup
@@ -85,3 +86,17 @@ def test_the_samplers_gap_is_over_counted_tokens_only():
     micro = SimpleNamespace(sampled_logps_BGT=torch.tensor([[[-1.0, -2.0]]]), mask_BGT=torch.tensor([[[True, False]]]))
     gap = sampler_gap(torch.tensor([[[-1.5, -9.0]]]), micro)
     assert float(gap["sampler_gap"]) == float(gap["sampler_gap_max"]) == 0.5
+
+
+def test_means_over_processes_are_over_those_that_have_a_figure(monkeypatch):
+    """Processes may have different figures: one had questions alone in its rollout batch."""
+    others = {"rollout/question_score": 1.0, "reward/total": 0.0}
+
+    def gather(rows, own):
+        rows[:] = [own, others]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
+    own = {"rollout/iou": 0.5, "reward/total": 1.0, "rollout/nothing": float("nan")}
+    means = TaskModule.mean_over_ranks(module, own)
+    assert means == {"rollout/iou": 0.5, "reward/total": 0.5, "rollout/question_score": 1.0}
