@@ -170,3 +170,13 @@ def test_the_study_of_the_guide_is_one(tmp_path):
     assert found.model == yaml.safe_load(found.base.read_text())["checkpoint"]
     rewards = [configuration(found, arm, 0, tmp_path)["model"]["init_args"]["rewards"] for arm in found.arms]
     assert [len(some) for some in rewards] == [2, 1]
+
+
+def test_a_checkpoint_in_short_form_is_the_model_that_is_trained(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "common": {**STUDY["common"], "checkpoint": "toy:llava"}}))
+    read = read_study(path)
+    assert read.model == "toy:llava"
+    made = configuration(read, read.arms[0], 0, tmp_path)
+    assert "checkpoint" not in made
+    assert made["model"]["init_args"]["backbone"]["init_args"]["checkpoint"] == "toy:llava"

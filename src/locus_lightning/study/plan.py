@@ -21,6 +21,9 @@ EVALUATIONS = "eval"
 MODEL = "model"
 """A run's folder of trained weights, evaluated even where nothing was learned."""
 
+SHORT = {"checkpoint": "model.init_args.backbone.init_args.checkpoint"}
+"""Keys that a configuration writes short, and the place that they stand for."""
+
 OPTIONS = ("suite", "data", "number", "limit", "batch-size", "max-new-tokens", "think", "dtype")
 """What ``evaluate`` may say: options of ``locus eval``."""
 
@@ -120,7 +123,7 @@ def changed(study: Study, changes: Mapping[str, Any], whose: str) -> dict[str, A
     """
     config = read_full(study.base)
     for key, value in changes.items():
-        *way, last = key.split(".")
+        *way, last = SHORT.get(key, key).split(".")
         place: Any = config
         for step in way:
             place = place.get(step) if isinstance(place, dict) else None
