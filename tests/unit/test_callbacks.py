@@ -16,7 +16,7 @@ from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.tasks.cue_search import CueMetrics, CueSearch
 from locus_lightning.tasks.pictures import colour_of, contact_sheet
 from locus_lightning.types import RolloutGroup
-from tests.conftest import make_completion, make_sample, task_of
+from tests.conftest import make_completion, make_sample
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_true_box_is_drawn_where_it_is(group):
 
 
 def test_a_sheet_holds_all_groups(group):
-    one, three = contact_sheet(task_of, [group]), contact_sheet(task_of, [group] * 3)
+    one, three = contact_sheet(CueSearch(), [group]), contact_sheet(CueSearch(), [group] * 3)
     assert three.size == (2 * one.width, 2 * one.height)
 
 

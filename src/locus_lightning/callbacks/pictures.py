@@ -33,7 +33,7 @@ class CuePictures(L.Callback):
             return
         self._last = trainer.global_step
         chosen = pl_module.groups[: self.groups]
-        log_media(trainer, "cues", contact_sheet(pl_module.task_of, chosen), "completions", completions_table(chosen), self._last)
+        log_media(trainer, "cues", contact_sheet(pl_module.task, chosen), "completions", completions_table(chosen), self._last)
 
 
 def completions_table(groups: Sequence[RolloutGroup]) -> list[list[str]]:

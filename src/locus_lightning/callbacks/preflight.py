@@ -117,7 +117,7 @@ class PreflightCallback(TrainingCallback):
             table.add_row(sample.id, "x".join(map(str, sample.image.size)), str(len(prompt.ids_P)), text, f"{score:.2f}")
         self._console.print(table)
         self.folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(module.task_of, groups).save(self.folder / "samples.png")
+        contact_sheet(module.task, groups).save(self.folder / "samples.png")
         self._console.print(f"picture of them: {self.folder / 'samples.png'} (white: right answer; coloured: the answer parsed again)")
         self.report["samples"] = [{"id": s.id, "tokens": len(p.ids_P), "answer": t, "score": round(b, 4)} for s, p, t, b in rows]
 

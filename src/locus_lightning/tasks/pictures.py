@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from locus_lightning.boxes import BoxFrame, clip_box
-from locus_lightning.types import Box, RolloutGroup
+from locus_lightning.types import Box, Question, RolloutGroup
 
 if TYPE_CHECKING:
     from locus_lightning.tasks.base import Task
@@ -86,9 +86,12 @@ def draw_message(task: Task, group: RolloutGroup) -> Image.Image:
     return canvas
 
 
-def contact_sheet(task_of: Callable[[Any], Task], groups: Sequence[RolloutGroup]) -> Image.Image:
-    """Several groups, two in a row, each drawn by the task of its sample."""
-    tiles = [task_of(group.sample).draw(group) for group in groups]
+def contact_sheet(task: Task, groups: Sequence[RolloutGroup]) -> Image.Image:
+    """Several groups, two in a row. Plain questions are drawn by a task of their own."""
+    from locus_lightning.tasks.question_answering import QuestionAnswering
+
+    questions = QuestionAnswering()
+    tiles = [(questions if isinstance(group.sample, Question) else task).draw(group) for group in groups]
     w, h = tiles[0].size
     columns = min(2, len(tiles))
     sheet = Image.new("RGB", (columns * w, -(-len(tiles) // columns) * h), _BACKGROUND)
