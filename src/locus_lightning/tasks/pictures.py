@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from locus_lightning.boxes import BoxFrame, clip_box
-from locus_lightning.types import Box, Question, RolloutGroup
+from locus_lightning.types import Box, RolloutGroup
 
 if TYPE_CHECKING:
     from locus_lightning.tasks.base import Task
@@ -87,11 +87,10 @@ def draw_message(task: Task, group: RolloutGroup) -> Image.Image:
 
 
 def contact_sheet(task: Task, groups: Sequence[RolloutGroup]) -> Image.Image:
-    """Several groups, two in a row. Plain questions are drawn by a task of their own."""
-    from locus_lightning.tasks.question_answering import QuestionAnswering
+    """Several groups, two in a row, each drawn by the task of its sample."""
+    from locus_lightning.tasks.question_answering import task_of
 
-    questions = QuestionAnswering()
-    tiles = [(questions if isinstance(group.sample, Question) else task).draw(group) for group in groups]
+    tiles = [task_of(task, group.sample).draw(group) for group in groups]
     w, h = tiles[0].size
     columns = min(2, len(tiles))
     sheet = Image.new("RGB", (columns * w, -(-len(tiles) // columns) * h), _BACKGROUND)

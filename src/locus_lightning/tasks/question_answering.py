@@ -48,6 +48,14 @@ class QuestionAnswering(Task):
         return sum(max((iou(box, right) for box in answer), default=0.0) for right in sample.boxes) / len(sample.boxes)
 
 
+_QUESTIONS = QuestionAnswering()
+
+
+def task_of(task: Task, sample: Any) -> Task:
+    """The task of a sample where ``task`` is what a model trains on: plain questions, which data may hold too, are a task of their own."""
+    return _QUESTIONS if isinstance(sample, Question) else task
+
+
 def _asks_for_boxes(sample: Question) -> bool:
     return bool(sample.boxes) and "{0}" in sample.answer and not sample.verdict
 

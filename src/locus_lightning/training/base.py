@@ -14,14 +14,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.data.source import CueBatch, Split
 from locus_lightning.errors import ConfigError, LocusError
+from locus_lightning.ranks import from_all
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
 from locus_lightning.tasks.base import Task
 from locus_lightning.tasks.cue_search import CueSearch
-from locus_lightning.tasks.question_answering import QuestionAnswering
+from locus_lightning.tasks.question_answering import task_of
 from locus_lightning.training.checks import check_strategy
 from locus_lightning.training.rollout_module import RolloutModule
 from locus_lightning.training.sharding import shard
-from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt, Question
+from locus_lightning.types import Completion, Content, Generation, Prepared, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +73,13 @@ class TaskModule(RolloutModule):
         self.optimizer_callable, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.metrics = self.task.metrics()
         self.max_skipped_steps = max_skipped_steps
-        self._questions = QuestionAnswering()
         self._stated: tuple[L.Trainer, int, Any] | None = None
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
     def task_of(self, sample: Any) -> Task:
         """The task of a sample; plain questions, which supervised data may hold too, are a task of their own."""
-        return self._questions if isinstance(sample, Question) else self.task
+        return task_of(self.task, sample)
 
     def contents(self, samples: Sequence[Any]) -> list[Content]:
         """The user messages of samples."""
@@ -269,10 +269,6 @@ class TaskModule(RolloutModule):
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes that have a figure, which need not be the same ones for each. NaN is none."""
-        known = {name: value for name, value in values.items() if value == value}
-        if self.trainer.world_size == 1:
-            return known
-        rows: list[dict[str, float]] = [{}] * self.trainer.world_size
-        torch.distributed.all_gather_object(rows, known)
+        rows = from_all({name: value for name, value in values.items() if value == value}, self.trainer.world_size)
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: statistics.fmean(row[name] for row in rows if name in row) for name in names}
