@@ -1,10 +1,9 @@
-"""LoRA adapters (peft): which layers get one, the type that they compute in, and how they are applied while completions are decoded."""
+"""LoRA adapters (peft): which layers get one, and the type that they compute in. How they act in decoding is in ``decoding_weights``."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +16,6 @@ from torch.nn import functional as F
 from locus_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that read the same input in most decoders, so that one product with their A matrices serves them all."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class _InTypeOfInput(nn.Linear):
 def _compute_in_type_of_input(model: Any) -> None:
     """Let adapters multiply in the model's own type. peft would cast 16-bit activations to float32 first, whose products take many times as
     long on a GPU."""
-    for _, _, layer in _adapted(model):
+    for _, _, layer in adapted_layers(model):
         layer.cast_input_dtype_enabled = False
         for matrices in (layer.lora_A, layer.lora_B):
             for name, matrix in list(matrices.items()):
@@ -128,7 +124,7 @@ def _compute_in_type_of_input(model: Any) -> None:
                 matrices[name].weight = matrix.weight
 
 
-def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+def adapted_layers(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """(parent, name, layer) of every layer with an adapter."""
     from peft.tuners.lora import Linear, LoraLayer
 
@@ -141,32 +137,10 @@ def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 @contextmanager
-def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While the context lasts, LoRA layers are replaced by merged Linear layers, quantised ones by copies in ``dtype``. They are restored on
-    exit, bit for bit."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    def merged(layer: Any) -> nn.Module:
-        base: Any = layer.get_base_layer()
-        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        with torch.no_grad():
-            weight = dequantize_module_weight(base) if hasattr(base, "quant_state") else base.weight
-            for adapter in layer.active_adapters:
-                variant = layer.lora_variant.get(adapter)
-                weight = weight + layer.get_delta_weight(adapter) if variant is None else variant.merge_safe(layer, adapter, weight.clone())
-            plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        plain.bias = base.bias
-        return plain
-
-    with _replaced([(parent, name, merged(layer)) for parent, name, layer in _adapted(model)]):
-        yield
-
-
-@contextmanager
 def noisy_adapters(model: nn.Module, scale: float) -> Iterator[None]:
     """While the context lasts, the B matrices hold noise of this standard deviation, the same every time. They are restored bit for bit."""
     generator = torch.Generator().manual_seed(0)
-    matrices = [matrix.weight for _, _, layer in _adapted(model) for matrix in layer.lora_B.values()]
+    matrices = [matrix.weight for _, _, layer in adapted_layers(model) for matrix in layer.lora_B.values()]
     before = [weight.detach().clone() for weight in matrices]
     try:
         with torch.no_grad():
@@ -177,75 +151,3 @@ def noisy_adapters(model: nn.Module, scale: float) -> Iterator[None]:
         with torch.no_grad():
             for weight, old in zip(matrices, before, strict=True):
                 weight.copy_(old)
-
-
-class _LowRank:
-    """The products with the A matrices of several layers. They are computed when the first of these layers meets an input, and used by those
-    that are given the same one."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-        self.input: Tensor | None = None
-        self.product: Tensor | None = None
-
-    def of(self, x: Tensor) -> Tensor:
-        """(..., ranks of all layers)."""
-        if self.product is None or self.input is not x:
-            self.input, self.product = x, F.linear(x, self.weight)
-        return self.product
-
-
-class _FusedLinear(nn.Module):
-    """A linear layer and its adapter in the layer's own type: the base product, a share of a common A product, the B product, and a sum.
-
-    Every 16-bit rounding of training is repeated: with a fused multiply-add, which rounds once less, log-probabilities in bfloat16 were
-    further from those of training.
-    """
-
-    def __init__(self, base: nn.Module, low: _LowRank, ranks: slice, B: Tensor, scale: float) -> None:
-        super().__init__()
-        exact = math.frexp(scale)[0] == 0.5  # a power of two scales without rounding
-        self.base, self.low, self.ranks = base, low, ranks
-        self.B, self.scale = (B * scale, 1.0) if exact else (B, scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
-        low = self.low.of(x)[..., self.ranks]
-        product = low @ self.B
-        return out + (product if self.scale == 1 else product * self.scale)
-
-
-@contextmanager
-def fused_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While the context lasts, adapters act through copies in ``dtype``, with one A product for layers that read the same input. They are
-    restored on exit, bit for bit. Adapters of another kind than plain LoRA stay as they are."""
-    plain = [row for row in _adapted(model) if len(row[2].active_adapters) == 1 and not row[2].lora_variant and row[2].lora_A]
-    by_parent: dict[tuple[int, tuple[str, ...]], list[tuple[nn.Module, str, Any]]] = {}
-    for parent, name, layer in plain:
-        together = next((names for names in _SAME_INPUT if name in names), (name,))
-        by_parent.setdefault((id(parent), together), []).append((parent, name, layer))
-    replacements = []
-    with torch.no_grad():
-        for rows in by_parent.values():
-            (adapter,) = rows[0][2].active_adapters
-            low = _LowRank(torch.cat([layer.lora_A[adapter].weight.to(dtype) for _, _, layer in rows]))
-            start = 0
-            for parent, name, layer in rows:
-                B = layer.lora_B[adapter].weight.to(dtype).t()
-                ranks = slice(start, start := start + B.shape[0])
-                replacements.append((parent, name, _FusedLinear(layer.get_base_layer(), low, ranks, B, layer.scaling[adapter])))
-    with _replaced(replacements):
-        yield
-
-
-@contextmanager
-def _replaced(replacements: Sequence[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
-    """While the context lasts, other modules stand in these places."""
-    before = [(parent, name, getattr(parent, name)) for parent, name, _ in replacements]
-    for parent, name, module in replacements:
-        setattr(parent, name, module)
-    try:
-        yield
-    finally:
-        for parent, name, module in before:
-            setattr(parent, name, module)

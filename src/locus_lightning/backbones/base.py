@@ -234,12 +234,13 @@ class Backbone(Offers):
     # ---- modes -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
+    def sampling(self, *, merge_adapters: bool | None = None, dequantize: bool = False) -> Iterator[None]:
         """Evaluation mode, for rollouts.
 
         Args:
             merge_adapters: decode with adapters added to copies of their weights, which saves the passes through them, and costs the
                 memory of the copies and in 16 bits their rounding; None: as the backbone sees fit.
+            dequantize: decode with copies of 4-bit weights in the model's type, which costs :meth:`dequantised_bytes` and rounds nothing.
         """
         was_training = self.training
         self.eval()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.adapters import LoRA
+from locus_lightning.backbones.decoding_weights import dequantised_bytes
 from locus_lightning.backbones.encoding import Encoding
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.types import Prompt
@@ -56,6 +57,10 @@ class Facts(Encoding):
         position = 2 * int(getattr(text, "num_hidden_layers", 0)) * int(heads or 0) * int(width) * self.dtype.itemsize
         logits = 4 * 4 * getattr(text, "vocab_size", 0)  # logits, log-probabilities, probabilities, clocks
         return position * ((1 if self.shares_keys else group) * prompt + group * completion) + group * logits if position else 0
+
+    def dequantised_bytes(self) -> int:
+        """See :meth:`Backbone.dequantised_bytes`."""
+        return dequantised_bytes(self.model, self.dtype)
 
     def adapted_layers(self) -> Mapping[str, int]:
         """See :meth:`Backbone.adapted_layers`."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from locus_lightning.backbones import base_files, kernels, loading, saved, toy
 from locus_lightning.backbones import checkpoint as checkpoint_files
-from locus_lightning.backbones.adapters import LoRA, fused_adapters, merged_adapters
+from locus_lightning.backbones.adapters import LoRA
+from locus_lightning.backbones.decoding_weights import fused_adapters, merged_adapters
 from locus_lightning.backbones.reference import WithReference
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.backbones.shared_prefix.cache import empty_cache
@@ -115,6 +116,7 @@ class HFBackbone(WithReference):
                 module.p = 0.0  # rollout, reference and update must be the same function
         if self.kernels:
             kernels.fuse(self.hf)
+        kernels.fuse_norms(self.hf)
         self.mark_embeddings()
         if self.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable({"use_reentrant": False})
@@ -186,14 +188,20 @@ class HFBackbone(WithReference):
         return self
 
     @contextmanager
-    def sampling(self, *, merge_adapters: bool | None = None) -> Iterator[None]:
+    def sampling(self, *, merge_adapters: bool | None = None, dequantize: bool = False) -> Iterator[None]:
         """See :meth:`Backbone.sampling`; None merges float32 weights on a CPU, where the copies are exact and small. Adapters that are not
         merged act in the weights' own type, with one product for layers that read the same input."""
         if merge_adapters is None:
             merge_adapters = self.device.type == "cpu" and self.dtype.itemsize >= 4 and self.quantize is None
-        applied = merged_adapters if merge_adapters else fused_adapters
-        with super().sampling(), applied(self.model, self.dtype) if self.lora is not None else nullcontext():
-            yield
+        with super().sampling():
+            if self.lora is None and not dequantize:
+                yield
+            elif merge_adapters:
+                with merged_adapters(self.model, self.dtype):
+                    yield
+            else:
+                with fused_adapters(self.model, self.dtype, dequantize=dequantize):
+                    yield
 
     # ---- forward passes ------------------------------------------------------------------------------------------
 

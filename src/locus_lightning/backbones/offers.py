@@ -101,6 +101,10 @@ class Offers(nn.Module, ABC):
         """
         return 0
 
+    def dequantised_bytes(self) -> int:
+        """Bytes of a copy of all 4-bit weights in the model's type; 0 where there are none."""
+        return 0
+
     def adapted_layers(self) -> Mapping[str, int]:
         """How many layers of each name carry an adapter."""
         return {}

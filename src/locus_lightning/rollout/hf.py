@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -25,8 +26,8 @@ SHARE = 0.7
 class HFRollout(RolloutEngine):
     """Every prompt is run once, its keys are kept once for all its completions, and all completions are decoded together.
 
-    On CUDA a step of decoding is captured as a graph and replayed. A rollout that does not fit on the GPU is tried again with half as many
-    prompts at once.
+    On CUDA a step of decoding is captured as a graph and replayed. A rollout that does not fit on the GPU is tried again, first without
+    copies of 4-bit weights, then with half as many prompts at once.
 
     Args:
         prompts_at_once: The number of prompts that are decoded together. ``auto`` takes as many as the GPU's free memory holds, and 32 on a
@@ -34,60 +35,98 @@ class HFRollout(RolloutEngine):
         merge_adapters: Whether decoding uses copies of the weights with LoRA added. It is faster, and costs the memory of the copies
             and, in 16 bits, their rounding. Null does so with float32 weights on a CPU only.
         capture: Whether a step is captured as a CUDA graph; null does so on CUDA.
+        dequantize: Whether decoding uses copies of 4-bit weights in the model's type, which are otherwise computed anew for every token.
+            The copies hold the numbers that bitsandbytes multiplies with, so nothing is rounded; they cost memory, 13 GB for a model of
+            7 billion parameters. Null makes them on CUDA where they fit without more rounds of decoding a rollout batch.
     """
 
     def __init__(
-        self, prompts_at_once: int | Literal["auto"] = "auto", merge_adapters: bool | None = None, capture: bool | None = None
+        self,
+        prompts_at_once: int | Literal["auto"] = "auto",
+        merge_adapters: bool | None = None,
+        capture: bool | None = None,
+        dequantize: bool | None = None,
     ) -> None:
         if prompts_at_once != "auto" and prompts_at_once < 1:
             raise ConfigError(f"rollout.prompts_at_once is {prompts_at_once}; it is at least 1, or auto.")
-        self.prompts_at_once, self.merge_adapters, self.capture = prompts_at_once, merge_adapters, capture
+        if merge_adapters and dequantize:
+            raise ConfigError(
+                "rollout.merge_adapters and rollout.dequantize are both true; merged adapters are copies already: leave one out."
+            )
+        self.prompts_at_once, self.merge_adapters, self.capture, self.dequantize = prompts_at_once, merge_adapters, capture, dequantize
         self._at_most: int | None = None
 
     @torch.no_grad()
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
-        groups: list[list[Generation]] = []
+        if self.dequantizes(backbone, prompts, n, sampling):
+            try:
+                with backbone.sampling(merge_adapters=False, dequantize=True):
+                    return self._rounds(backbone, prompts, n, sampling, halve=False)
+            except torch.cuda.OutOfMemoryError:
+                self.dequantize = False
+            torch.cuda.empty_cache()  # behind the handler: the exception holds on to the tensors of what failed
+            log.warning("the GPU's memory is full: from here on decoding multiplies with the 4-bit weights themselves.")
         with backbone.sampling(merge_adapters=self.merge_adapters):
-            # no prompts, no groups: a rank's share of the last validation batch can be empty
-            at_once = self.at_once(backbone, prompts, n, sampling) if prompts else 1
-            while len(groups) < len(prompts):
-                some = prompts[len(groups) : len(groups) + at_once]
-                try:
-                    groups += self._decode(backbone, some, n, sampling)
-                except torch.cuda.OutOfMemoryError:
-                    if at_once == 1:
-                        raise
-                    at_once = self._at_most = max(1, len(some) // 2)
-                if at_once < len(some):  # behind the handler: the exception holds on to the tensors of what failed
-                    torch.cuda.empty_cache()
-                    log.warning("the GPU's memory is full: from here on %d prompts are decoded at a time.", at_once)
+            return self._rounds(backbone, prompts, n, sampling, halve=True)
+
+    def _rounds(
+        self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, halve: bool
+    ) -> list[list[Generation]]:
+        """Decode some prompts after the others; with ``halve``, fewer of them where the memory is full."""
+        groups: list[list[Generation]] = []
+        # no prompts, no groups: a rank's share of the last validation batch can be empty
+        at_once = self.at_once(backbone, prompts, n, sampling) if prompts else 1
+        while len(groups) < len(prompts):
+            some = prompts[len(groups) : len(groups) + at_once]
+            try:
+                groups += self._decode(backbone, some, n, sampling)
+            except torch.cuda.OutOfMemoryError:
+                if at_once == 1 or not halve:
+                    raise
+                at_once = self._at_most = max(1, len(some) // 2)
+            if at_once < len(some):  # behind the handler, as above
+                torch.cuda.empty_cache()
+                log.warning("the GPU's memory is full: from here on %d prompts are decoded at a time.", at_once)
         return groups
 
     def _decode(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         capture = self.capture is not False and prompts[0].ids_P.device.type == "cuda"
         return Decoding(backbone, prompts, n, sampling, capture).run()
 
-    def at_once(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> int:
-        """How many of these prompts are decoded together."""
-        if self.prompts_at_once != "auto":
-            wanted = self.prompts_at_once
-        elif prompts[0].ids_P.device.type != "cuda":
-            wanted = AT_ONCE
-        else:
-            wanted = self._that_fit(backbone, prompts, n, sampling)
+    def at_once(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int = 0) -> int:
+        """How many of these prompts are decoded together, beside so many bytes of copies; 0 where not even one is."""
+        on_gpu = prompts[0].ids_P.device.type == "cuda"
+        wanted = AT_ONCE if self.prompts_at_once == "auto" else self.prompts_at_once
+        if on_gpu and (copies or self.prompts_at_once == "auto"):
+            fitting = self._that_fit(backbone, prompts, n, sampling, copies)
+            wanted = fitting if self.prompts_at_once == "auto" else min(wanted, fitting)
         return min(wanted, self._at_most or wanted)
 
+    def dequantizes(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> bool:
+        """Whether decoding uses copies of 4-bit weights."""
+        if self.dequantize is not None or self.merge_adapters or not prompts or prompts[0].ids_P.device.type != "cuda":
+            return bool(self.dequantize)
+        copies = backbone.dequantised_bytes()
+        return bool(copies) and takes_no_more_rounds(
+            len(prompts), self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, copies)
+        )
+
     @staticmethod
-    def _that_fit(backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> int:
-        """Prompts whose keys and logits the GPU's free memory holds."""
+    def _that_fit(backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
+        """Prompts whose keys and logits the GPU's free memory holds, beside copies; at least one where there are no copies."""
         each = backbone.decoding_bytes(max(len(prompt.ids_P) for prompt in prompts), n, sampling.max_new_tokens)
         if each == 0:
-            return AT_ONCE
+            return 0 if copies else AT_ONCE
         device = prompts[0].ids_P.device
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # of torch 2.8 and later
         of_ours = share * total - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
-        return max(1, int(SHARE * (min(free, of_ours) + unused) / each))
+        return max(0 if copies else 1, int((SHARE * (min(free, of_ours) + unused) - copies) / each))
+
+
+def takes_no_more_rounds(prompts: int, at_once: int, beside_copies: int) -> bool:
+    """Whether decoding so many prompts takes no more rounds where copies of 4-bit weights leave room for ``beside_copies`` at once."""
+    return beside_copies > 0 and math.ceil(prompts / beside_copies) <= math.ceil(prompts / at_once)

@@ -155,7 +155,7 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
     query = query.view(rows, shared, each, width) * scale
     before, own = product_in_float32(together(query), prefix.keys.transpose(2, 3)), product_in_float32(query, key.transpose(2, 3))
     scores = torch.cat([before, together(own)], dim=-1)  # (B, h, G * each, P + room)
-    weights = scores.masked_fill(prefix.hidden_B11K, float("-inf")).softmax(dim=-1).to(value.dtype)
+    weights = scores.masked_fill_(prefix.hidden_B11K, float("-inf")).softmax(dim=-1).to(value.dtype)
     of_prompt, of_own = apart(product_in_float32(weights[..., :length], prefix.values)), apart(weights[..., length:])
     return (of_prompt + product_in_float32(of_own, value)).to(value.dtype).reshape(rows, heads, width)
 
