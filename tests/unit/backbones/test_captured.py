@@ -140,14 +140,18 @@ def test_captured_sampling_draws_the_same_random_numbers(make_backbone, samples,
     assert_equal(*both(backbone, samples, sampling))
 
 
-def test_the_captured_form_of_decoding_with_4_bit_weights(make_backbone, samples, recorded, many_ends, monkeypatch):
-    """bitsandbytes' tensors cannot be traced, so the step itself stands in for the graph: sizes, room and looks are those of a capture."""
-    monkeypatch.setattr(capture.Capture, "_record", lambda self, step: recorded.append(step) or step)
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_the_captured_form_of_decoding_with_4_bit_weights(make_backbone, samples, recorded, many_ends, monkeypatch, dequantize):
+    """Copies are traced. bitsandbytes' own tensors cannot be, so that the step itself stands in for the graph: sizes, room and looks are
+    those of a capture."""
+    if not dequantize:
+        monkeypatch.setattr(capture.Capture, "_record", lambda self, step: recorded.append(step) or step)
     monkeypatch.setattr(decoding, "sample_token", _erratic)
     backbone = make_backbone("qwen2_5_vl", lora=LoRA(rank=4), quantize="nf4")
     many_ends(backbone)
-    captured, plain = both(backbone, samples)
+    captured, plain = both(backbone, samples, dequantize=dequantize)
     assert len(recorded) > 1
+    assert all(isinstance(graph, torch.fx.GraphModule) for graph in recorded) is dequantize
     for one, other in zip(captured, plain, strict=True):
         assert torch.allclose(one.logps_T[:1], other.logps_T[:1], atol=1e-4)
     assert sum(torch.equal(one.ids_T, other.ids_T) for one, other in zip(captured, plain, strict=True)) >= 0.7 * len(plain)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +43,59 @@ def test_without_a_gpu_the_plain_modules_run_and_that_is_said(make_backbone, sam
     assert "whose kernels need a GPU" in caplog.text
     assert not [m for m in backbone.hf.modules() if isinstance(m, (kernels._Norm, kernels._SiLUGated))]
     rollouts(backbone, samples[:1], n=2)
+
+
+# ---- norms by torch's own kernel ---------------------------------------------------------------------------------------
+
+PLAIN_NORMS = {"gemma3", "qwen3_5", "aya_vision"}
+"""The norms of Gemma and Qwen3.5 multiply in float32, Cohere's subtracts the mean: torch's kernel rounds elsewhere."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_in_one_kernel_are_those_of_transformers_to_the_bit(make_backbone, family, dtype):
+    backbone = make_backbone(family)
+    norms = [module for module in backbone.hf.get_decoder().modules() if isinstance(module, kernels._TorchNorm)]
+    assert bool(norms) is (family not in PLAIN_NORMS)
+    for norm in norms[:4]:
+        results = []
+        for forward in (norm.forward, lambda x, norm=norm: type(norm).__bases__[1].forward(norm, x)):
+            torch.manual_seed(0)
+            norm.to(dtype).weight.requires_grad_().grad = None
+            torch.nn.init.normal_(norm.weight)
+            x = torch.randn(5, len(norm.weight)).to(dtype).requires_grad_()
+            out = forward(x)
+            (out * torch.randn_like(out)).sum().backward()
+            results.append((out, x.grad, norm.weight.grad))
+        one, other = results
+        assert one[0].dtype == dtype
+        assert (one[0] == other[0]).float().mean() > 0.95  # sums in another order move a number across a rounding
+        eps = torch.finfo(dtype).eps
+        assert all(torch.allclose(a, b, rtol=4 * eps, atol=4 * eps) for a, b in zip(one, other, strict=True))
+
+
+def test_a_norm_that_rounds_elsewhere_is_left_alone():
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+    norms = torch.nn.ModuleList([LlamaRMSNorm(32), Gemma3RMSNorm(32), Olmo2RMSNorm(32), torch.nn.LayerNorm(32)])
+    kinds = [type(norm) for norm in norms]
+    assert kernels.fuse_norms(norms) == 1
+    assert [type(norm) for norm in norms][1:] == kinds[1:]
+    assert kernels.fuse_norms(norms) == 0, "what is fused stays as it is"
+
+
+def test_a_fused_norm_is_copied_pickled_and_computes_in_float64_as_before():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm = LlamaRMSNorm(32)
+    torch.nn.init.normal_(norm.weight)
+    plain = copy.deepcopy(norm)
+    assert kernels.fuse_norms(norm) == 1
+    for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert isinstance(other, kernels._TorchNorm)
+        assert isinstance(other, LlamaRMSNorm)
+        assert torch.equal(other.weight, norm.weight)
+        assert other.weight is not norm.weight
+    x = torch.randn(3, 32, dtype=torch.float64)
+    assert torch.equal(norm(x), plain(x))
