@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--completion", type=int, default=128, help="tokens of a completion")
     options = parser.parse_args()
+    print("What an update takes:\n")
     print("| model | trains | checkpointing | packed | prompt | allocated MB | computed MB | computed / allocated |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -48,6 +49,40 @@ def main() -> None:
             where = build(Path(folder) / name)
             for rank, checkpointing, packed in [(0, True, True), (0, False, True), (16, True, True), (16, False, True), (0, True, False)]:
                 row(name, kind, where, rank, checkpointing, packed, options)
+        print("\nWhat a rollout's pass over the prompts takes beside their keys:\n")
+        print("| model | 4-bit weights | prompts | allocated MB | computed MB | computed / allocated |")
+        print("|---|---|---|---|---|---|")
+        for name, kind in (("qwen_tiny", Qwen2_5_VLBackbone), ("llava_tiny", LlavaBackbone)):
+            for dequantize in (False, True):
+                prefill_row(name, kind, Path(folder) / name, dequantize, options)
+
+
+@torch.no_grad()
+def prefill_row(name, kind, where, dequantize, options) -> None:  # type: ignore[no-untyped-def]
+    """Measure one setting of decoding."""
+    backbone = kind(str(where), quantize="nf4", lora=LoRA(rank=16))
+    backbone.load()
+    one = sample(options.side)
+    (prompt,) = backbone.encode([CueSearch().messages(one, backbone.frame(one.image.size))])
+    (features,), caches, count = backbone.features_of([prompt]), [], 8
+    ids_BP, positions = prompt.ids_P.expand(count, -1), prompt.positions_P[:, None].expand(-1, count, -1)
+
+    def run() -> None:
+        caches[:] = [backbone.empty_cache()]
+        backbone.hidden(
+            ids_BP, torch.ones_like(ids_BP), positions if len(positions) > 1 else positions[0], features * count, cache=caches[0]
+        )
+
+    with backbone.sampling(merge_adapters=False, dequantize=dequantize):
+        run()
+        caches.clear()
+        peak = allocated_peak(run)
+    peak -= sum(x.nbytes for layer in caches[0].layers for x in (layer.keys, layer.values))
+    computed = backbone.prefill_bytes(ids_BP.numel())
+    print(
+        f"| {name} | {'from copies' if dequantize else 'themselves'} | {count} x {ids_BP.shape[1]} | {peak / 1e6:.0f} | {computed / 1e6:.0f} "
+        f"| {computed / peak:.2f} |"
+    )
 
 
 def row(name, kind, where, rank, checkpointing, packed, options) -> None:  # type: ignore[no-untyped-def]

@@ -66,30 +66,33 @@ def main() -> None:
     """Print the table."""
     logging.set_verbosity_error()
     known = models()
-    qlora = memory.Load(prompt=1400, completion=256, group=8, micro_batch=1, decoded=0, batch=64, card=24 * memory.GIB, optimizer_bytes=2)
+    qlora = memory.Load(
+        prompt=1400, completion=256, group=8, micro_batch=1, decoded=0, batch=64, card=24 * memory.GIB, copies=None, optimizer_bytes=2
+    )
     rows = [
         ("Qwen2.5-VL-7B", "QLoRA, photo 640x480", replace(qlora, prompt=480)),
         ("Qwen2.5-VL-7B", "QLoRA, 1 Mpx", qlora),
         ("Qwen2.5-VL-7B", "QLoRA, 1 Mpx, plain batch", replace(qlora, packed=False)),
         ("Qwen2.5-VL-7B", "QLoRA, 1 Mpx, no recomputation", replace(qlora, checkpointing=False)),
         ("Qwen2.5-VL-7B", "QLoRA, 2.6 Mpx, 1,024-token answers", replace(qlora, prompt=3500, completion=1024)),
-        ("Qwen2.5-VL-7B", "LoRA in 16 bits, 1 Mpx", replace(qlora, nf4=False)),
+        ("Qwen2.5-VL-7B", "LoRA in 16 bits, 1 Mpx", replace(qlora, nf4=False, copies=False)),
         ("Qwen3-VL-8B", "QLoRA, 1 Mpx", replace(qlora, prompt=1100)),
         ("LLaVA-OneVision-7B", "QLoRA, max_tiles 4", replace(qlora, prompt=5300)),
         ("LLaVA-1.5-7B", "QLoRA, 336 px", replace(qlora, prompt=1250)),
         ("Qwen2.5-VL-3B", "QLoRA, 1 Mpx", qlora),
-        ("Qwen2.5-VL-3B", "LoRA in 16 bits, 1 Mpx", replace(qlora, nf4=False)),
-        ("Qwen2.5-VL-3B", "all weights, KL, AdamW 8 bit, 1 Mpx", replace(qlora, nf4=False, rank=0, reference=True)),
+        ("Qwen2.5-VL-3B", "LoRA in 16 bits, 1 Mpx", replace(qlora, nf4=False, copies=False)),
+        ("Qwen2.5-VL-3B", "all weights, KL, AdamW 8 bit, 1 Mpx", replace(qlora, nf4=False, copies=False, rank=0, reference=True)),
     ]
-    print("| model | how | prompt | G x tokens | weights | rollout | update | peak, GiB | prompts at once | 24 GB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| model | how | prompt | G x tokens | weights | rollout | update | peak, GiB | prompts at once | decoded from | 24 GB |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, how, load in rows:
         seen = replace(load, patches=load.prompt * (4 if "Qwen" in name else 1), pixels=3 * 2 * 16 * 16)
         found = {key: value / memory.GIB for key, value in memory.estimate(known[name], seen).items()}
         fits = "yes" if found["peak"] < 22 else "tight" if found["peak"] < 23.5 else "no"
         print(
             f"| {name} | {how} | {load.prompt:,} | {load.group} x {load.completion:,} | {found['weights']:.1f} | {found['rollout']:.1f} "
-            f"| {found['update']:.1f} | {found['peak']:.1f} | {found['decoded'] * memory.GIB:.0f} | {fits} |"
+            f"| {found['update']:.1f} | {found['peak']:.1f} | {found['decoded'] * memory.GIB:.0f} "
+            f"| {'16 bits' if not load.nf4 else 'copies' if found['copies'] else '4 bits'} | {fits} |"
         )
 
 

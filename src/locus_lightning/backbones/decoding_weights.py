@@ -243,7 +243,7 @@ class _LowRank:
 
         def product(x: Tensor) -> Tensor:
             added = F.linear(F.linear(x, self.A), B)
-            return base(x) + (added if scale is None else added * scale)
+            return base(x).add_(added if scale is None else added.mul_(scale))
 
         return product
 
@@ -256,9 +256,8 @@ class _FusedLinear(nn.Module):
         self.base, self.low, self.ranks, self.B, self.scale = base, low, ranks, B, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
         product = self.low.of(x)[..., self.ranks] @ self.B
-        return out + (product if self.scale == 1 else product * self.scale)
+        return self.base(x).add_(product if self.scale == 1 else product.mul_(self.scale))  # type: ignore[no-any-return]
 
 
 @contextmanager

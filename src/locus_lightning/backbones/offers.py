@@ -101,6 +101,10 @@ class Offers(nn.Module, ABC):
         """
         return 0
 
+    def prefill_bytes(self, tokens: int) -> int:
+        """Bytes that a pass over so many tokens of prompts takes for a moment, beside their keys; 0 where that is not known."""
+        return 0
+
     def dequantised_bytes(self) -> int:
         """Bytes of a copy of all 4-bit weights in the model's type; 0 where there are none."""
         return 0

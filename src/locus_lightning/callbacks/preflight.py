@@ -166,13 +166,15 @@ class PreflightCallback(TrainingCallback):
         optimiser = self._measured["optimiser"]
         update = max(0, self._measured["update"] - optimiser)
         resident = weights + adapters + reference + optimiser
-        rollout = guess["features"] + max(guess["tower"], guess["cache"] + guess["sampling"], guess["scoring"])
+        rollout = guess["features"] + max(guess["tower"], guess["decoding"], guess["scoring"])
         rows: list[tuple[str, float, float | None]] = [
             ("weights", guess["weights"], weights),
             ("adapters", guess["adapters"], adapters),
             ("reference copy", guess["reference"], reference),
             ("optimiser", guess["optimiser"], optimiser),
             ("rollout: vision tower", guess["tower"], None),
+            *([("rollout: copies of weights", guess["copies"], None)] if guess["copies"] else []),
+            ("rollout: prompts' pass", guess["prefill"], None),
             ("rollout: cache", guess["cache"], None),
             ("rollout: sampling", guess["sampling"], None),
             ("rollout: log-probabilities", guess["scoring"], None),
@@ -212,15 +214,22 @@ class PreflightCallback(TrainingCallback):
         self._console.print(f"report: {self.folder / 'report.json'}")
 
     def _tell_at_once(self) -> None:
-        """How many prompts are decoded together."""
+        """How many prompts are decoded together, and from which weights."""
         engine, module = self.module.rollout, self.module
         if not isinstance(engine, HFRollout) or not isinstance(module, LocusModule):
             return
         batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
-        prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))]
-        at_once = min(batch, engine.at_once(module.backbone, prompts, module.group_size, module.sampling))
+        prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))] * batch
+        asked = (module.backbone, prompts, module.group_size, module.sampling)
+        copies = engine.dequantizes(*asked)
+        at_once = min(batch, max(1, engine.at_once(*asked, copies=module.backbone.dequantised_bytes() if copies else 0)))
         self.report["prompts_at_once"] = at_once
         self._console.print(f"decoded together: {at_once} of the {batch} prompts of a rollout batch")
+        if module.backbone.quantize:
+            self.report["dequantize"] = copies
+            self._console.print(
+                "decoding multiplies with " + ("copies of the 4-bit weights in 16 bits" if copies else "the 4-bit weights themselves")
+            )
 
     @torch.no_grad()
     def _validation(self) -> tuple[float, int]:

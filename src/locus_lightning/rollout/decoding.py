@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.cache_utils import Cache
 
 from locus_lightning.backbones.base import Backbone
-from locus_lightning.backbones.shared_prefix.cache import GroupCache, for_groups, keep_rows
+from locus_lightning.backbones.shared_prefix.cache import GroupCache, for_groups, joined, keep_rows
 from locus_lightning.backbones.shared_prefix.packing import left_padded
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.capture import Capture
@@ -19,6 +20,8 @@ _SIZES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Shares of the rows that a captured step comes in: every size is a capture of its own."""
 _LEAVE_AT = 0.8
 """Uncaptured, ended rows leave when at most this share of the present ones goes on: moving the others costs about a token."""
+PREFILL = 8192
+"""Tokens of prompts that are run in one pass, about, where prompts' keys are kept once: what a pass takes for a moment stays bounded."""
 _LOOK_EVERY = 8
 """Captured steps between two looks at what has ended. Every look waits for the GPU."""
 _ROOM, _CAPTURED_ROOM = 32, 256
@@ -42,10 +45,8 @@ class Decoding:
 
     def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, capture: bool) -> None:
         self.backbone, self.n, self.sampling = backbone, n, sampling
-        ids_BP, mask_BP, positions = left_padded(prompts)
-        features = [image for images in backbone.features_of(prompts) for image in images]
-        filled, device = backbone.empty_cache(), ids_BP.device
-        hidden_BD = backbone.hidden(ids_BP, mask_BP, positions, features, cache=filled)[:, -1]
+        hidden_BD, filled, mask_BP = self._prefill(prompts)
+        device = hidden_BD.device
         self.rows = len(prompts) * n
         self.room = min(sampling.max_new_tokens, _CAPTURED_ROOM if capture else _ROOM)
         self.cache = for_groups(filled, mask_BP, n, self.room, backbone.shares_keys)
@@ -61,6 +62,21 @@ class Decoding:
         self.position_R1 = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(n)[:, None]
         self.token_R1 = torch.zeros(self.rows, 1, dtype=torch.long, device=device)
         self._sample(hidden_BD.repeat_interleave(n, dim=0))
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Cache, Tensor]:
+        """Last hidden states (B, D), the filled cache, and the prompts' mask (B, P)."""
+        ids_BP, mask_BP, positions = left_padded(prompts)
+        features = self.backbone.features_of(prompts)
+        together = max(1, PREFILL // ids_BP.shape[1]) if self.backbone.shares_keys else len(prompts)
+        caches, hidden = [], []
+        for start in range(0, len(prompts), together):
+            some = slice(start, start + together)
+            images = [image for own in features[some] for image in own]
+            caches.append(self.backbone.empty_cache())
+            hidden.append(
+                self.backbone.hidden(ids_BP[some], mask_BP[some], positions[..., some, :], images, cache=caches[-1])[:, -1].clone()
+            )
+        return torch.cat(hidden), joined(caches), mask_BP
 
     def run(self) -> list[list[Generation]]:
         """Decode to the end, and give every prompt its completions."""
@@ -139,6 +155,11 @@ class Decoding:
         return [generations[i : i + self.n] for i in range(0, self.rows, self.n)]
 
 
+def prefilled(prompts: int, longest: int) -> int:
+    """Tokens of prompts that are run in one pass, at most."""
+    return min(prompts * longest, max(PREFILL, longest))
+
+
 def sample_token(logits_RV: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token a row, and its log-probability under the undistorted distribution: (R,), (R,)."""
     logps_RV = F.log_softmax(logits_RV, dim=-1)
@@ -152,5 +173,5 @@ def sample_token(logits_RV: Tensor, sampling: SamplingParams) -> tuple[Tensor, T
         if sampling.top_p < 1:
             logits_RV = TopPLogitsWarper(sampling.top_p)(None, logits_RV)
         # the first arrival of exponential clocks that run at each token's probability: multinomial, several times faster on CPUs
-        token_R = (logits_RV.softmax(dim=-1) / torch.empty_like(logits_RV).exponential_()).argmax(dim=-1)
+        token_R = logits_RV.softmax(dim=-1).div_(torch.empty_like(logits_RV).exponential_()).argmax(dim=-1)
     return token_R, logps_RV.gather(-1, token_R[:, None])[:, 0]

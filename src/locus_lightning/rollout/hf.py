@@ -12,7 +12,7 @@ import torch
 from locus_lightning.backbones.base import Backbone
 from locus_lightning.errors import ConfigError
 from locus_lightning.rollout.base import RolloutEngine, SamplingParams
-from locus_lightning.rollout.decoding import Decoding
+from locus_lightning.rollout.decoding import Decoding, prefilled
 from locus_lightning.types import Generation, Prompt
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,11 @@ class HFRollout(RolloutEngine):
     @staticmethod
     def _that_fit(backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
         """Prompts whose keys and logits the GPU's free memory holds, beside copies; at least one where there are no copies."""
-        each = backbone.decoding_bytes(max(len(prompt.ids_P) for prompt in prompts), n, sampling.max_new_tokens)
+        longest = max(len(prompt.ids_P) for prompt in prompts)
+        each, prefill = (
+            backbone.decoding_bytes(longest, n, sampling.max_new_tokens),
+            backbone.prefill_bytes(prefilled(len(prompts), longest)),
+        )
         if each == 0:
             return 0 if copies else AT_ONCE
         device = prompts[0].ids_P.device
@@ -124,7 +128,15 @@ class HFRollout(RolloutEngine):
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # of torch 2.8 and later
         of_ours = share * total - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
-        return max(0 if copies else 1, int((SHARE * (min(free, of_ours) + unused) - copies) / each))
+        if not backbone.shares_keys:  # such prompts are run in one pass
+            each, prefill = each + backbone.prefill_bytes(longest), 0
+        return that_fit(min(free, of_ours) + unused, copies + prefill, each, bool(copies))
+
+
+def that_fit(free: float, taken: float, each: float, copies: bool) -> int:
+    """How many prompts are decoded together: those that take a share of the free memory, less what is taken by other things. At least one,
+    but beside copies of 4-bit weights, which can be left out."""
+    return max(0 if copies else 1, int(SHARE * (free - taken) / each))
 
 
 def takes_no_more_rounds(prompts: int, at_once: int, beside_copies: int) -> bool:

@@ -17,9 +17,11 @@ from torch import nn
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.encoding import TOWER_PROMPTS
+from locus_lightning.backbones.facts import LOGITS_IN_SAMPLING, prefill_numbers
 from locus_lightning.backbones.token_logps import CHUNK
 from locus_lightning.data.source import CueKey, evenly_spaced
-from locus_lightning.rollout.hf import AT_ONCE, SHARE
+from locus_lightning.rollout.decoding import prefilled
+from locus_lightning.rollout.hf import AT_ONCE, takes_no_more_rounds, that_fit
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.sharding import FSDP2Strategy
@@ -66,6 +68,8 @@ class Load:
         micro_batch: prompts of an update pass.
         decoded: prompts decoded together; 0: as many as the card holds, as ``HFRollout`` counts them.
         card: bytes of the card; needed where ``decoded`` is 0.
+        copies: decoding multiplies with copies of the linear weights (``merge_adapters``, ``dequantize``); None: where the card has room for
+            copies of 4-bit weights, as ``HFRollout`` decides it.
         batch: prompts of a rollout batch, whose features are kept until their update.
         weight_bytes: of a weight that is not quantised.
         nf4: 4-bit linears.
@@ -98,6 +102,7 @@ class Load:
     pixels: int = 3 * 14 * 14
     batch: int = 1
     card: float = 0.0
+    copies: bool | None = False
     shards: int = 1
     gathered_bytes: int = 4
 
@@ -161,18 +166,40 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
     whole = model.other * (load.gathered_bytes + 4.0) if shards > 1 and not load.rank else 0.0
     parts["update"] = resident + passing + whole + parts["gradients"] + parts["activations"] + parts["logits"]
     resident += parts["gathered"]
-    decoded = load.decoded or _that_fit(model, load, SHARE * (load.card - resident))
+    decoded, parts["copies"] = _decoded(model, load, load.card - resident)
     parts["decoded"] = float(decoded)
-    parts["cache"], parts["sampling"] = decoded * _cache(model, load), decoded * load.group * model.vocabulary * 4.0 * 3
-    parts["rollout"] = resident + max(parts["tower"], parts["cache"] + parts["sampling"], parts["scoring"])
+    parts["cache"], parts["sampling"] = decoded * _cache(model, load), decoded * _logits(model, load)
+    parts["prefill"] = _prefill(model, load, decoded)
+    parts["decoding"] = parts["copies"] + parts["cache"] + max(parts["prefill"], parts["sampling"])
+    parts["rollout"] = resident + max(parts["tower"], parts["decoding"], parts["scoring"])
     parts["peak"] = max(parts["rollout"], parts["update"])
     return parts
 
 
-def _that_fit(model: Sizes, load: Load, room: float) -> int:
-    """Prompts of the rollout batch that can be decoded together in so many bytes, at least one."""
-    each = _cache(model, load) + load.group * model.vocabulary * 4.0 * 3
-    return max(1, min(load.batch, int(room / each)))
+def _decoded(model: Sizes, load: Load, free: float) -> tuple[int, float]:
+    """(prompts decoded together, bytes of copies of 4-bit weights), as ``HFRollout`` chooses them with so many bytes free."""
+    copies, wanted = float(sum(i * o for i, o in model.linears) * load.weight_bytes), load.decoded or load.batch
+    if not load.card:
+        return wanted, copies if load.copies else 0.0
+    each, prefill = _cache(model, load) + _logits(model, load), _prefill(model, load, load.batch)
+    if not load.packed:
+        each, prefill = each + _prefill(model, load, 1), 0.0
+    alone = load.decoded or min(wanted, that_fit(free, prefill, each, copies=False))
+    beside = min(wanted, that_fit(free, prefill + copies, each, copies=True))
+    if load.copies or (load.copies is None and takes_no_more_rounds(load.batch, alone, beside)):
+        return load.decoded or max(1, beside), copies
+    return alone, 0.0
+
+
+def _prefill(model: Sizes, load: Load, prompts: int) -> float:
+    """What a pass over the prompts takes for a moment."""
+    tokens = prefilled(prompts, load.prompt) if load.packed else prompts * load.prompt
+    return float(tokens * prefill_numbers(model.hidden, model.intermediate) * load.weight_bytes)
+
+
+def _logits(model: Sizes, load: Load) -> float:
+    """Logits and what sampling makes of them, for a prompt's completions."""
+    return LOGITS_IN_SAMPLING * 4.0 * load.group * model.vocabulary
 
 
 def _cache(model: Sizes, load: Load) -> int:
@@ -239,6 +266,9 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
     batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
     at_once = getattr(module.rollout, "prompts_at_once", AT_ONCE)
+    copies = bool(getattr(module.rollout, "merge_adapters", False)) or (
+        getattr(module.rollout, "dequantize", False) if backbone.quantize else False
+    )
     return Load(
         prompt=len(prompt.ids_P),
         completion=module.sampling.max_new_tokens if isinstance(module, LocusModule) else module.validation.max_new_tokens,
@@ -246,6 +276,7 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
         micro_batch=module.micro_batch_size if isinstance(module, LocusModule) else batch,
         decoded=0 if at_once == "auto" and card else min(batch, AT_ONCE if at_once == "auto" else at_once),
         card=card,
+        copies=copies if card else bool(copies),
         batch=batch,
         weight_bytes=backbone.dtype.itemsize,
         nf4=bool(backbone.quantize),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from locus_lightning.backbones.adapters import LoRA
+from locus_lightning.rollout import decoding
 from locus_lightning.rollout.base import SamplingParams
 from locus_lightning.rollout.decoding import sample_token
 from locus_lightning.rollout.hf import HFRollout
@@ -179,3 +180,19 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert sample_token(logits, SamplingParams(top_k=2))[0].max() == 1
     assert sample_token(logits, SamplingParams(top_p=0.6))[0].max() == 0
     assert (sample_token(logits, SamplingParams(temperature=0.0))[0] == 0).all()
+
+
+def test_prompts_that_are_run_in_several_passes_are_decoded_as_in_one(make_backbone, packed_family, samples, monkeypatch):
+    backbone = make_backbone(packed_family, dtype="float64")
+    prompts, results, passes = backbone.encode(contents(backbone, [*samples, make_sample(seed=9)])), [], []
+    hidden = backbone.hidden
+    monkeypatch.setattr(backbone, "hidden", lambda ids, *args, **kwargs: (passes.append(tuple(ids.shape)), hidden(ids, *args, **kwargs))[1])
+    longest = max(len(prompt.ids_P) for prompt in prompts)
+    for bound in (8192, 3 * longest, 1):
+        monkeypatch.setattr(decoding, "PREFILL", bound)
+        torch.manual_seed(0)
+        results.append([made for group in HFRollout().generate(backbone, prompts, 2, SIX) for made in group])
+    assert [rows for rows, tokens in passes if tokens == longest] == [4, 3, 1, 1, 1, 1, 1]
+    for other in results[1:]:
+        assert all(torch.equal(a.ids_T, b.ids_T) for a, b in zip(results[0], other, strict=True))
+        assert all(torch.allclose(a.logps_T, b.logps_T, atol=1e-9) for a, b in zip(results[0], other, strict=True))

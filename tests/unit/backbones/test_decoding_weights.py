@@ -164,11 +164,11 @@ def test_copies_are_made_where_they_cost_no_round(prompts, at_once, beside_copie
 @pytest.mark.parametrize(
     ("free", "settings", "prompts", "expected"),
     [
-        (100, {}, 8, True),  # 70 of 100 are used: 35 prompts of 2, or 10 beside copies of 50
+        (100, {}, 8, True),  # 70 of 100 are used: 35 prompts of 2, or, beside copies of 50, 17
         (100, {}, 20, False),  # one round against two
-        (60, {}, 1, False),  # the copies do not fit
+        (50, {}, 1, False),  # the copies do not fit
         (100, {"prompts_at_once": 4}, 20, True),
-        (80, {"prompts_at_once": 4}, 20, False),  # 3 beside the copies: seven rounds against five
+        (60, {"prompts_at_once": 4}, 20, False),  # 3 beside the copies: seven rounds against five
         (100, {"dequantize": False}, 8, False),
         (60, {"dequantize": True}, 8, True),
         (100, {"merge_adapters": True}, 8, False),
@@ -184,7 +184,9 @@ def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, fre
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     on_card = SimpleNamespace(ids_P=SimpleNamespace(device=torch.device("cuda"), __len__=lambda: 5))
     monkeypatch.setattr(rollout, "len", lambda x: 5 if isinstance(x, SimpleNamespace) else len(x), raising=False)
-    backbone = SimpleNamespace(decoding_bytes=lambda *sizes: 2, dequantised_bytes=lambda: 50)
+    backbone = SimpleNamespace(
+        decoding_bytes=lambda *sizes: 2, dequantised_bytes=lambda: 50, prefill_bytes=lambda tokens: 0, shares_keys=True
+    )
     assert HFRollout(**settings).dequantizes(backbone, [on_card] * prompts, 4, SamplingParams(8)) is expected
 
 

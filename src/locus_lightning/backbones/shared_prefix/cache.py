@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,6 +123,18 @@ def empty_cache(config: Any) -> Cache:
     """The cache that a text model's first pass fills; recurrent layers need one that knows them."""
     recurrent = "linear_attention" in (getattr(config, "layer_types", None) or ())
     return DynamicCache(config=config) if recurrent else DynamicCache()
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """One cache for the prompts of several, whose prompts are of one padded length. The first is filled and given; the others are emptied
+    layer by layer, since keys and values are large."""
+    for layers in zip(*(cache.layers for cache in caches), strict=True) if len(caches) > 1 else ():
+        first: Any = layers[0]
+        for name in ("keys", "values"):
+            setattr(first, name, torch.cat([getattr(layer, name) for layer in layers]))
+            for layer in layers[1:]:
+                setattr(layer, name, None)
+    return caches[0]
 
 
 def keep_rows(cache: Cache, indices: Tensor) -> None:
