@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locus_lightning.backbones.retyped import Retyped, retype
 from locus_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,27 @@ def add_adapters(model: Any, lora: LoRA, linears: Sequence[str]) -> Any:
     return wrapped
 
 
+class _OneProduct(Retyped):
+    """A peft layer that adds its adapter to the base product within one further product, rounded once. peft multiplies, scales and adds one
+    after the other, each time in a tensor as large as the output. What is not plain LoRA is left to peft."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See the class that is replaced."""
+        layer: Any = self
+        adapter = plain_adapter(layer)
+        if adapter is None or layer.disable_adapters or layer.merged or args or kwargs:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        rows = x.flatten(0, -2)  # a product of rows is no view, so that it can be added to in place
+        low, B = layer.lora_A[adapter](rows), layer.lora_B[adapter].weight
+        out = layer.base_layer(rows).addmm_(low, B.to(low.dtype).t(), alpha=layer.scaling[adapter])
+        return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
+
+
+def plain_adapter(layer: Any) -> str | None:
+    """The name of a peft layer's adapter where it has one, of plain LoRA."""
+    return layer.active_adapters[0] if len(layer.active_adapters) == 1 and not layer.lora_variant and layer.lora_A else None
+
+
 class _InTypeOfInput(nn.Linear):
     """A linear layer without bias whose weight is multiplied in the type of its input. The weight stays as it is, float32 beside a 16-bit
     model, and so does its gradient."""
@@ -114,14 +136,15 @@ class _InTypeOfInput(nn.Linear):
 
 
 def _compute_in_type_of_input(model: Any) -> None:
-    """Let adapters multiply in the model's own type. peft would cast 16-bit activations to float32 first, whose products take many times as
-    long on a GPU."""
+    """Let adapters multiply in the model's own type, with as few passes over the output as there can be. peft would cast 16-bit activations to
+    float32 first, whose products take many times as long on a GPU."""
     for _, _, layer in adapted_layers(model):
         layer.cast_input_dtype_enabled = False
         for matrices in (layer.lora_A, layer.lora_B):
             for name, matrix in list(matrices.items()):
                 matrices[name] = _InTypeOfInput(matrix.in_features, matrix.out_features, bias=False, device="meta")
                 matrices[name].weight = matrix.weight
+        retype(layer, _OneProduct)
 
 
 def adapted_layers(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:

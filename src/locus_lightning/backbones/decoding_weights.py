@@ -3,7 +3,6 @@ are or as a copy, and one product for layers that read the same input. Everythin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locus_lightning.backbones.adapters import adapted_layers
+from locus_lightning.backbones.adapters import adapted_layers, plain_adapter
 
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that read the same input in most decoders, so that one product serves them all."""
@@ -66,7 +65,7 @@ def fused_adapters(model: nn.Module, dtype: torch.dtype, *, dequantize: bool = F
             Layers that read the same input then share all their products. Layers under adapters of another kind keep their 4 bits.
     """
     adapted = [_Place(*row) for row in adapted_layers(model)]
-    plain = [place for place in adapted if _is_plain(place.layer)]
+    plain = [place for place in adapted if plain_adapter(place.layer)]
     replacements: list[tuple[nn.Module, str, nn.Module]] = []
     with torch.no_grad():
         for places in _by_input(plain):
@@ -94,11 +93,6 @@ def dequantised_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 def _is_quantised(layer: Any) -> bool:
     return hasattr(layer, "quant_state")
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether an adapted layer has one adapter, of plain LoRA."""
-    return len(layer.active_adapters) == 1 and not layer.lora_variant and bool(layer.lora_A)
 
 
 def _quantised(model: nn.Module) -> list[_Place]:
@@ -206,58 +200,58 @@ class _Copies:
 
 
 class _LowRank:
-    """The adapters of layers that read the same input, in the model's own type.
-
-    Every 16-bit rounding of training is repeated: with a fused multiply-add, which rounds once less, log-probabilities in bfloat16 were
-    further from those of training.
-    """
+    """The adapters of layers that read the same input, in the model's own type. They are added to base products as in training, within one
+    product, so that both round alike."""
 
     def __init__(self, places: Sequence[_Place], dtype: torch.dtype) -> None:
         self.places = places
         adapters = [(place.layer, place.layer.active_adapters[0]) for place in places]
         self.A = torch.cat([layer.lora_A[adapter].weight.to(dtype) for layer, adapter in adapters])
         self.Bs = [layer.lora_B[adapter].weight.to(dtype) for layer, adapter in adapters]
-        scales = [float(layer.scaling[adapter]) for layer, adapter in adapters]
-        exact = [math.frexp(scale)[0] == 0.5 for scale in scales]  # a power of two scales without rounding
-        self.Bs = [B * scale if power else B for B, scale, power in zip(self.Bs, scales, exact, strict=True)]
-        self.scales = [1.0 if power else scale for scale, power in zip(scales, exact, strict=True)]
+        self.scales = [float(layer.scaling[adapter]) for layer, adapter in adapters]
+
+    def low(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (rows, ranks of all layers)."""
+        return F.linear(x.flatten(0, -2), self.A)
 
     def layers(self) -> list[tuple[nn.Module, str, nn.Module]]:
         """Replacements for the layers, each with its own base and B products."""
-        once = _Once(lambda x: F.linear(x, self.A), len(self.places))
+        once, start = _Once(self.low, len(self.places)), 0
         replacements: list[tuple[nn.Module, str, nn.Module]] = []
-        start = 0
         for place, B, scale in zip(self.places, self.Bs, self.scales, strict=True):
             ranks = slice(start, start := start + B.shape[1])
             replacements.append((place.parent, place.name, _FusedLinear(place.base, once, ranks, B.t(), scale)))
         return replacements
 
     def added_to(self, base: Product) -> Product:
-        """The base product of all the layers with all their adapters."""
-        B = torch.block_diag(*self.Bs)
-        scale = (
-            None
-            if all(s == 1 for s in self.scales)
-            else torch.cat([B.new_full((len(own),), s) for own, s in zip(self.Bs, self.scales, strict=True)])
-        )
+        """The base product of all the layers with all their adapters; in one product where their scales are the same."""
+        if len(set(self.scales)) == 1:
+            parts = [(slice(None), slice(None), torch.block_diag(*self.Bs).t(), self.scales[0])]
+        else:
+            parts, out, rank = [], 0, 0
+            for B, scale in zip(self.Bs, self.scales, strict=True):
+                parts.append((slice(out, out := out + B.shape[0]), slice(rank, rank := rank + B.shape[1]), B.t(), scale))
 
         def product(x: Tensor) -> Tensor:
-            added = F.linear(F.linear(x, self.A), B)
-            return base(x).add_(added if scale is None else added.mul_(scale))
+            low, out = self.low(x), base(x.flatten(0, -2))
+            for outputs, ranks, B, scale in parts:
+                out[:, outputs].addmm_(low[:, ranks], B, alpha=scale)
+            return out.unflatten(0, x.shape[:-1])
 
         return product
 
 
 class _FusedLinear(nn.Module):
-    """A linear layer and its adapter: the base product, a share of a common A product, the B product, and a sum."""
+    """A linear layer and its adapter: the base product, to which a share of a common A product times B is added."""
 
     def __init__(self, base: nn.Module, low: _Once, ranks: slice, B: Tensor, scale: float) -> None:
         super().__init__()
         self.base, self.low, self.ranks, self.B, self.scale = base, low, ranks, B, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        product = self.low.of(x)[..., self.ranks] @ self.B
-        return self.base(x).add_(product if self.scale == 1 else product.mul_(self.scale))  # type: ignore[no-any-return]
+        low = self.low.of(x)
+        out = self.base(x.flatten(0, -2)).addmm_(low[:, self.ranks], self.B, alpha=self.scale)
+        return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locus_lightning.backbones.retyped import Retyped, retype
 from locus_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def fuse_norms(model: nn.Module) -> int:
     count = 0
     for module in list(model.modules()):
         if _fused_norm(module) is _Norm and _rounds_as_torch(module):
-            module.__class__ = _fused(_TorchNorm, type(module))
+            retype(module, _TorchNorm)
             count += 1
     return count
 
@@ -65,27 +66,11 @@ def fuse(model: nn.Module) -> Counter[str]:
     for module in list(model.modules()):
         for kind, fused in (("norms", _fused_norm(module)), ("gated layers", _fused_gated(module))):
             if fused is not None:
-                module.__class__ = _fused(fused, type(module))
+                retype(module, fused)
                 counts[kind] += 1
         counts["rotary embeddings"] += _fuse_rotary(module)
     log.info("liger kernels: %s.", ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     return counts
-
-
-class _Fused(nn.Module):
-    """A module of a class made here: pickled as its kind and the class that it replaces, since no file names it."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        kind, replaced = type(self).__bases__
-        return _unpickled, (kind, replaced), self.__dict__
-
-
-def _fused(kind: type[_Fused], replaced: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Fused{replaced.__name__}", (kind, replaced), {})
-
-
-def _unpickled(kind: type[_Fused], replaced: type[nn.Module]) -> nn.Module:
-    return nn.Module.__new__(_fused(kind, replaced))
 
 
 def _interpreted() -> bool:
@@ -114,7 +99,7 @@ def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-class _Norm(_Fused):
+class _Norm(Retyped):
     """Root mean square norm. llama multiplies by the weight in the input's type, gemma by 1 + weight in float32."""
 
     offset, casting = 0.0, "llama"
@@ -133,7 +118,7 @@ class _OffsetNorm(_Norm):
     offset, casting = 1.0, "gemma"
 
 
-class _TorchNorm(_Fused):
+class _TorchNorm(Retyped):
     """Root mean square norm of torch. The unit vector is rounded to the input's type before it is multiplied by the weight, as in llama."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +166,7 @@ def _fused_norm(module: nn.Module) -> type[_Norm] | None:
 # ---- gated layers ----------------------------------------------------------------------------------------------------
 
 
-class _SiLUGated(_Fused):
+class _SiLUGated(Retyped):
     """``down_proj(silu(gate_proj(x)) * up_proj(x))``."""
 
     def forward(self, x: Tensor) -> Tensor:

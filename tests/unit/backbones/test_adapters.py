@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
+from locus_lightning.backbones import adapters
 from locus_lightning.backbones.adapters import LoRA
 from locus_lightning.backbones.open import open_model
 from locus_lightning.errors import ConfigError
@@ -90,3 +93,46 @@ def test_b_matrices_get_a_rate_of_their_own(make_backbone):
 def test_what_would_break_the_reference_is_refused_with_its_reason(settings, message):
     with pytest.raises(ConfigError, match=message):
         replace(LoRA(), **settings)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_an_adapter_is_added_in_one_product_with_the_gradients_of_peft(make_backbone, samples, quantize):
+    lora = LoRA(rank=4, alpha=6, rank_pattern={"q_proj": 8}, alpha_pattern={"up_proj": 1})
+    backbone = moved(make_backbone("qwen2_5_vl", dtype="float32" if quantize else "float64", quantize=quantize, lora=lora))
+    layers = [module for module in backbone.modules() if isinstance(module, adapters._OneProduct)]
+    assert len(layers) == 7 * backbone.hf.config.get_text_config().num_hidden_layers
+    prompts, answers = backbone.encode(contents(backbone, samples)), [[backbone.tokenize_answer("[1, 2, 3, 4]")] for _ in samples]
+    results, own = [], adapters._OneProduct.forward
+    for forward in (own, lambda self, x: type(self).__bases__[1].forward(self, x)):
+        adapters._OneProduct.forward = forward
+        backbone.zero_grad()
+        try:
+            logps, _ = backbone.logps(prompts, answers)
+            logps.sum().backward()
+        finally:
+            adapters._OneProduct.forward = own
+        results.append([logps, *(p.grad.clone() for p in backbone.parameters() if p.grad is not None)])
+    atol = 1e-3 if quantize else 1e-9
+    assert len(results[0]) == len(results[1]) == 1 + 2 * len(layers)
+    assert all(torch.allclose(a, b, atol=atol, rtol=atol) for a, b in zip(*results, strict=True))
+    assert max(float(grad.abs().max()) for grad in results[0][1:]) > 0.1
+
+
+def test_an_adapter_leaves_no_tensor_as_large_as_the_output_behind(make_backbone):
+    """What peft takes for its scaled product and its sum."""
+    from locus_lightning.callbacks.gauge import allocated_peak
+
+    backbone = moved(make_backbone("llava", lora=LoRA(rank=2)))
+    layer = next(module for name, module in backbone.named_modules() if name.endswith("up_proj") and isinstance(module, adapters._OneProduct))
+    x = torch.randn(500, layer.base_layer.in_features)
+    out = layer(x).nbytes
+    assert allocated_peak(lambda: layer(x)) < 1.2 * out < 2 * out < allocated_peak(lambda: type(layer).__bases__[1].forward(layer, x))
+
+
+def test_layers_with_adapters_are_copied_and_pickled(make_backbone):
+    backbone = moved(make_backbone("llava", lora=LoRA(rank=2)))
+    layer = next(module for module in backbone.modules() if isinstance(module, adapters._OneProduct))
+    x = torch.randn(3, layer.base_layer.in_features)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), layer(x))
+        assert not torch.equal(other(x), layer.base_layer(x))
