@@ -123,7 +123,9 @@ def test_an_adapter_leaves_no_tensor_as_large_as_the_output_behind(make_backbone
     from locus_lightning.callbacks.gauge import allocated_peak
 
     backbone = moved(make_backbone("llava", lora=LoRA(rank=2)))
-    layer = next(module for name, module in backbone.named_modules() if name.endswith("up_proj") and isinstance(module, adapters._OneProduct))
+    layer = next(
+        module for name, module in backbone.named_modules() if name.endswith("up_proj") and isinstance(module, adapters._OneProduct)
+    )
     x = torch.randn(500, layer.base_layer.in_features)
     out = layer(x).nbytes
     assert allocated_peak(lambda: layer(x)) < 1.2 * out < 2 * out < allocated_peak(lambda: type(layer).__bases__[1].forward(layer, x))

@@ -141,23 +141,26 @@ def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix: S
     each, prompts, length = heads // shared, prefix.keys.shape[0], prefix.keys.shape[2]
     full = rows == prompts * prefix.group
 
-    def together(x: Tensor) -> Tensor:
-        """(R, h, each, K) -> (B, h, G * each, K); places of rows that have left hold zeros."""
+    def grouped(x: Tensor) -> Tensor:
+        """(R, h, each, K) -> (B, h, G, each, K); places of rows that have left hold zeros."""
         if not full:
             x = x.new_zeros(prompts * prefix.group, *x.shape[1:]).index_copy(0, prefix.slot_R, x)
-        return x.view(prompts, prefix.group, shared, each, -1).transpose(1, 2).reshape(prompts, shared, prefix.group * each, -1)
+        return x.view(prompts, prefix.group, shared, each, -1).transpose(1, 2)
 
     def apart(x: Tensor) -> Tensor:
         """The way back."""
-        x = x.view(prompts, shared, prefix.group, each, -1).transpose(1, 2).reshape(-1, shared, each, x.shape[-1])
+        x = x.transpose(1, 2).reshape(-1, shared, each, x.shape[-1])
         return x if full else x[prefix.slot_R]
 
     query = query.view(rows, shared, each, width) * scale
-    before, own = product_in_float32(together(query), prefix.keys.transpose(2, 3)), product_in_float32(query, key.transpose(2, 3))
-    scores = torch.cat([before, together(own)], dim=-1)  # (B, h, G * each, P + room)
-    weights = scores.masked_fill_(prefix.hidden_B11K, float("-inf")).softmax(dim=-1).to(value.dtype)
-    of_prompt, of_own = apart(product_in_float32(weights[..., :length], prefix.values)), apart(weights[..., length:])
-    return (of_prompt + product_in_float32(of_own, value)).to(value.dtype).reshape(rows, heads, width)
+    before, own = (
+        product_in_float32(grouped(query).flatten(2, 3), prefix.keys.transpose(2, 3)),
+        product_in_float32(query, key.transpose(2, 3)),
+    )
+    scores = torch.cat([before.unflatten(2, (prefix.group, each)), grouped(own)], dim=-1)  # (B, h, G, each, P + room)
+    weights = scores.masked_fill_(prefix.hidden_B11K[:, :, None], float("-inf")).softmax(dim=-1).to(value.dtype)
+    of_prompt = product_in_float32(weights[..., :length].flatten(2, 3), prefix.values).unflatten(2, (prefix.group, each))
+    return (apart(of_prompt) + product_in_float32(apart(weights[..., length:]), value)).to(value.dtype).reshape(rows, heads, width)
 
 
 @cache
