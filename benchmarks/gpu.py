@@ -7,8 +7,9 @@
 It makes checkpoints of the real shapes with random weights, so it needs no network. Run it from a source checkout where ``src`` and the
 packages of pyproject.toml can be imported; the part ``step`` compares with TRL where that can be imported.
 
-check      captured = uncaptured = repeated prompts: tokens, log-probabilities; packed = plain: gradients; sampler gap; resume of 8-bit AdamW
-decode     milliseconds, kernels and kernel time a token, by rows
+check      captured = uncaptured = copies of 4-bit weights = repeated prompts: tokens, log-probabilities; packed = plain: gradients; sampler gap
+           from 4-bit weights and from copies; resume of 8-bit AdamW
+decode     milliseconds, kernels and kernel time a token, by rows, from 4-bit weights and from copies
 update     forward and backward, and the reference pass, of one group
 kernels    update and decoding again with the fused kernels of liger-kernel, and how far log-probabilities move
 step       a whole step against the plain batch and TRL (grpo_step.py)
@@ -38,7 +39,7 @@ import torch  # noqa: E402
 CUDA = torch.cuda.is_available()
 MODELS = {"qwen": ("qwen-7b-24gb", "tiny"), "onevision": ("onevision-7b-24gb", "tiny-onevision"), "llava": ("llava-7b-24gb", "tiny-llava")}
 """Name -> workload, and its tiny form."""
-SECONDS = {"check": 45, "decode": 60, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
+SECONDS = {"check": 45, "decode": 75, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
 """How long a part takes for one model on an H200, about; a tiny one takes a tenth."""
 
 
@@ -57,6 +58,7 @@ class Subject:
         self.workload = workload
         self.module = grpo_step.locus_module(workload, str(folder), share=True)
         self.backbone = self.module.backbone
+        self.backbone.quantize = "nf4"  # in the tiny form too
         self.backbone.load()
         self.backbone.to("cuda" if CUDA else "cpu").train(False)
         for name, parameter in self.backbone.named_parameters():  # adapters that do something
@@ -87,22 +89,24 @@ class Subject:
 def check(subject: Subject) -> dict[str, Any]:
     """What has to be equal, and by how much it is not."""
     backbone, prompts = subject.backbone, subject.prompts(2)
-    captured, uncaptured = subject.decode(prompts, 24, 4), subject.decode(prompts, 24, 4, capture=False)
+    captured = subject.decode(prompts, 24, 4, dequantize=False)
+    uncaptured, copies = subject.decode(prompts, 24, 4, capture=False, dequantize=False), subject.decode(prompts, 24, 4, dequantize=True)
     backbone.shares_keys = False
     repeated = subject.decode(prompts, 24, 4)
     backbone.shares_keys = True
     found: dict[str, Any] = {"captured": CUDA}
-    for name, other in (("uncaptured", uncaptured), ("repeated prompts", repeated)):
+    for name, other in (("uncaptured", uncaptured), ("copies", copies), ("repeated prompts", repeated)):
         same = [torch.equal(a.ids_T, b.ids_T) for a, b in zip(captured, other, strict=True)]
         first = [abs(float(a.logps_T[0] - b.logps_T[0])) for a, b in zip(captured, other, strict=True)]
         found[f"completions equal to {name}"] = f"{sum(same)} of {len(same)}"
         found[f"first log-probability, largest difference to {name}"] = max(first)
-    sampled = subject.decode(prompts, 24, 4, temperature=1.0, to_the_end=False)
-    ids = [[made.ids_T for made in sampled[4 * b : 4 * b + 4]] for b in range(2)]
-    with torch.no_grad():
-        logps, _ = backbone.logps(prompts, ids)
-    gaps = torch.cat([(logps[k // 4, k % 4, : len(made.logps_T)] - made.logps_T).abs() for k, made in enumerate(sampled)])
-    found |= {"sampler gap, mean": float(gaps.mean()), "sampler gap, largest": float(gaps.max())}
+    for name, dequantize in (("", False), ("from copies, ", True)):
+        sampled = subject.decode(prompts, 24, 4, temperature=1.0, to_the_end=False, dequantize=dequantize)
+        ids = [[made.ids_T for made in sampled[4 * b : 4 * b + 4]] for b in range(2)]
+        with torch.no_grad():
+            logps, _ = backbone.logps(prompts, ids)
+        gaps = torch.cat([(logps[k // 4, k % 4, : len(made.logps_T)] - made.logps_T).abs() for k, made in enumerate(sampled)])
+        found |= {f"sampler gap, {name}mean": float(gaps.mean()), f"sampler gap, {name}largest": float(gaps.max())}
     gradients = []
     for share in (True, False):
         values, _ = backbone.logps(prompts[:1], ids[:1], share_prefix=share)
@@ -144,12 +148,13 @@ def decode(subject: Subject, sizes: tuple[int, ...] = (2, 8, 16)) -> dict[str, A
     """Milliseconds a token by rows: a run of many tokens less one of few, over the difference."""
     rows: dict[str, Any] = {}
     for count in sizes:
-        for name, settings in (("captured", {}), ("uncaptured", {"capture": False})):
-            if name == "uncaptured" and (not CUDA or count != sizes[0]):
-                continue
-            rows[f"{count * subject.workload.group} rows, {name if CUDA else 'CPU'}"] = a_token(subject, count, **settings)
-    rows["a step"] = operations(subject)
-    return rows
+        for weights, dequantize in (("4 bits", False), ("copies", True)):
+            for name, capture in (("captured", None), ("uncaptured", False)):
+                if capture is False and (not CUDA or count != sizes[0]):
+                    continue
+                of = f"{count * subject.workload.group} rows, {weights}, {name if CUDA else 'CPU'}"
+                rows[of] = a_token(subject, count, capture=capture, dequantize=dequantize)
+    return {**rows, "a step, 4 bits": operations(subject, dequantize=False), "a step, copies": operations(subject, dequantize=True)}
 
 
 def a_token(subject: Subject, count: int, **settings: Any) -> dict[str, float]:
@@ -164,7 +169,7 @@ def a_token(subject: Subject, count: int, **settings: Any) -> dict[str, float]:
     return {"ms a token": 1e3 * (spent[1] - spent[0]) / (many - few), "prefill and capture, s": spent[0]}
 
 
-def operations(subject: Subject) -> dict[str, Any]:
+def operations(subject: Subject, **settings: Any) -> dict[str, Any]:
     """What a step of decoding consists of: kernels on a GPU, tensor operations that compute on a CPU."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -172,7 +177,7 @@ def operations(subject: Subject) -> dict[str, Any]:
 
     def counted(tokens: int) -> tuple[int, float]:
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]) as profiler:
-            subject.decode(prompts, tokens)
+            subject.decode(prompts, tokens, **settings)
             clock()
         events = profiler.key_averages()
         if CUDA:
@@ -181,7 +186,7 @@ def operations(subject: Subject) -> dict[str, Any]:
         own = [e for e in events if e.key.startswith("aten::") and e.self_cpu_time_total > 0 and e.key not in _VIEWS]
         return sum(e.count for e in own), sum(e.self_cpu_time_total for e in own) / 1e3
 
-    subject.decode(prompts, 4)
+    subject.decode(prompts, 4, **settings)
     (few, few_ms), (many, many_ms) = counted(8), counted(24)
     return {"kernels a token" if CUDA else "operations a token": (many - few) / 16, "their ms a token": (many_ms - few_ms) / 16}
 

@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts here")
     options = parser.parse_args()
     attention._sums_in_float32 = lambda dtype: True  # asked of the GPU otherwise
-    depth = shape(options.tiny, 1)[1].text_config.num_hidden_layers if options.tiny else checkpoints.QWEN2_7B["num_hidden_layers"]
+    depth = (qwen2_5_vl()[0].config if options.tiny else checkpoints.qwen_7b_shape()[1]).text_config.num_hidden_layers
     rows = {}
     for title, fused, decoding in (
         ("as in training, plain norms", False, "training"), ("adapters fused, plain norms", False, "4 bits"),
