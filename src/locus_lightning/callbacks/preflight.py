@@ -227,9 +227,7 @@ class PreflightCallback(TrainingCallback):
         self._console.print(f"decoded together: {at_once} of the {batch} prompts of a rollout batch")
         if module.backbone.quantize:
             self.report["dequantize"] = copies
-            self._console.print(
-                "decoding multiplies with " + ("copies of the 4-bit weights in 16 bits" if copies else "the 4-bit weights themselves")
-            )
+            self._console.print("decoding multiplies with " + ("copies of the 4-bit weights" if copies else "the 4-bit weights themselves"))
 
     @torch.no_grad()
     def _validation(self) -> tuple[float, int]:
