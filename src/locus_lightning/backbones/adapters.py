@@ -117,9 +117,13 @@ class _OneProduct(Retyped):
         if adapter is None or layer.disable_adapters or layer.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
         rows = x.flatten(0, -2)  # a product of rows is no view, so that it can be added to in place
-        low, B = layer.lora_A[adapter](rows), layer.lora_B[adapter].weight
-        out = layer.base_layer(rows).addmm_(low, B.to(low.dtype).t(), alpha=layer.scaling[adapter])
-        return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
+        low, B_RO = layer.lora_A[adapter](rows), layer.lora_B[adapter].weight.t()
+        return add_product(layer.base_layer(rows), low, B_RO, layer.scaling[adapter]).unflatten(0, x.shape[:-1])
+
+
+def add_product(out_NO: Tensor, low_NR: Tensor, B_RO: Tensor, scale: float) -> Tensor:
+    """``out + scale * low @ B``, in place and rounded once, in the type of ``out``: under autocast the factors may be of another."""
+    return out_NO.addmm_(low_NR.to(out_NO.dtype), B_RO.to(out_NO.dtype), alpha=scale)
 
 
 def plain_adapter(layer: Any) -> str | None:

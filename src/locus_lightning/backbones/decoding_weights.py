@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locus_lightning.backbones.adapters import adapted_layers, plain_adapter
+from locus_lightning.backbones.adapters import adapted_layers, add_product, plain_adapter
 
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that read the same input in most decoders, so that one product serves them all."""
@@ -235,7 +235,7 @@ class _LowRank:
         def product(x: Tensor) -> Tensor:
             low, out = self.low(x), base(x.flatten(0, -2))
             for outputs, ranks, B, scale in parts:
-                out[:, outputs].addmm_(low[:, ranks], B, alpha=scale)
+                add_product(out[:, outputs], low[:, ranks], B, scale)
             return out.unflatten(0, x.shape[:-1])
 
         return product
@@ -250,8 +250,7 @@ class _FusedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.low.of(x)
-        out = self.base(x.flatten(0, -2)).addmm_(low[:, self.ranks], self.B, alpha=self.scale)
-        return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
+        return add_product(self.base(x.flatten(0, -2)), low[:, self.ranks], self.B, self.scale).unflatten(0, x.shape[:-1])
 
 
 @contextmanager

@@ -88,6 +88,18 @@ def test_what_is_sampled_from_copies_is_what_is_scored(make_backbone, samples):
             assert torch.allclose(logps[b, g, : len(made.ids_T)], made.logps_T, atol=1e-4)
 
 
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_adapters_act_under_autocast(make_backbone, samples, dequantize):
+    backbone = moved(make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4)))
+    with torch.autocast("cpu", torch.bfloat16):
+        prompts, groups, completions = rollouts(backbone, samples, sampling=SIX, dequantize=dequantize)
+        logps, _ = backbone.logps(prompts, completions, temperature=0.8)
+    logps.sum().backward()
+    for b, group in enumerate(groups):
+        for g, made in enumerate(group):
+            assert torch.allclose(logps[b, g, : len(made.ids_T)], made.logps_T, atol=0.2)
+
+
 def test_the_bytes_of_copies_are_those_that_they_take(make_backbone):
     backbone = make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4), dtype="bfloat16")
     with backbone.sampling(merge_adapters=False, dequantize=True):
