@@ -8,8 +8,8 @@ It makes checkpoints of the real shapes with random weights, so it needs no netw
 packages of pyproject.toml can be imported; the part ``step`` compares with TRL where that can be imported.
 
 check      captured = uncaptured = copies of 4-bit weights = repeated prompts: tokens, log-probabilities; packed = plain: gradients; sampler gap
-           from 4-bit weights and from copies; resume of 8-bit AdamW
-decode     milliseconds, kernels and kernel time a token, by rows, from 4-bit weights and from copies
+           from 4-bit weights, from copies and with merged adapters; resume of 8-bit AdamW
+decode     milliseconds, kernels and kernel time a token, by rows, from 4-bit weights, from copies and with merged adapters
 update     forward and backward, and the reference pass, of one group
 kernels    update and decoding again with the fused kernels of liger-kernel, and how far log-probabilities move
 step       a whole step against the plain batch and TRL (grpo_step.py)
@@ -39,7 +39,7 @@ import torch  # noqa: E402
 CUDA = torch.cuda.is_available()
 MODELS = {"qwen": ("qwen-7b-24gb", "tiny"), "onevision": ("onevision-7b-24gb", "tiny-onevision"), "llava": ("llava-7b-24gb", "tiny-llava")}
 """Name -> workload, and its tiny form."""
-SECONDS = {"check": 45, "decode": 75, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
+SECONDS = {"check": 45, "decode": 95, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
 """How long a part takes for one model on an H200, about; a tiny one takes a tenth."""
 
 
@@ -100,13 +100,13 @@ def check(subject: Subject) -> dict[str, Any]:
         first = [abs(float(a.logps_T[0] - b.logps_T[0])) for a, b in zip(captured, other, strict=True)]
         found[f"completions equal to {name}"] = f"{sum(same)} of {len(same)}"
         found[f"first log-probability, largest difference to {name}"] = max(first)
-    for name, dequantize in (("", False), ("from copies, ", True)):
-        sampled = subject.decode(prompts, 24, 4, temperature=1.0, to_the_end=False, dequantize=dequantize)
+    for name, settings in WEIGHTS.items():
+        sampled = subject.decode(prompts, 24, 4, temperature=1.0, to_the_end=False, **settings)
         ids = [[made.ids_T for made in sampled[4 * b : 4 * b + 4]] for b in range(2)]
         with torch.no_grad():
             logps, _ = backbone.logps(prompts, ids)
         gaps = torch.cat([(logps[k // 4, k % 4, : len(made.logps_T)] - made.logps_T).abs() for k, made in enumerate(sampled)])
-        found |= {f"sampler gap, {name}mean": float(gaps.mean()), f"sampler gap, {name}largest": float(gaps.max())}
+        found |= {f"sampler gap, {name}, mean": float(gaps.mean()), f"sampler gap, {name}, largest": float(gaps.max())}
     gradients = []
     for share in (True, False):
         values, _ = backbone.logps(prompts[:1], ids[:1], share_prefix=share)
@@ -148,13 +148,17 @@ def decode(subject: Subject, sizes: tuple[int, ...] = (2, 8, 16)) -> dict[str, A
     """Milliseconds a token by rows: a run of many tokens less one of few, over the difference."""
     rows: dict[str, Any] = {}
     for count in sizes:
-        for weights, dequantize in (("4 bits", False), ("copies", True)):
+        for weights, settings in WEIGHTS.items():
             for name, capture in (("captured", None), ("uncaptured", False)):
                 if capture is False and (not CUDA or count != sizes[0]):
                     continue
                 of = f"{count * subject.workload.group} rows, {weights}, {name if CUDA else 'CPU'}"
-                rows[of] = a_token(subject, count, capture=capture, dequantize=dequantize)
-    return {**rows, "a step, 4 bits": operations(subject, dequantize=False), "a step, copies": operations(subject, dequantize=True)}
+                rows[of] = a_token(subject, count, capture=capture, **settings)
+    return rows | {f"a step, {weights}": operations(subject, **settings) for weights, settings in WEIGHTS.items()}
+
+
+WEIGHTS: dict[str, dict[str, Any]] = {"4 bits": {"dequantize": False}, "copies": {"dequantize": True}, "merged": {"merge_adapters": True}}
+"""What decoding multiplies with."""
 
 
 def a_token(subject: Subject, count: int, **settings: Any) -> dict[str, float]:

@@ -67,7 +67,7 @@ def main() -> None:
     logging.set_verbosity_error()
     known = models()
     qlora = memory.Load(
-        prompt=1400, completion=256, group=8, micro_batch=1, decoded=0, batch=64, card=24 * memory.GIB, copies=None, optimizer_bytes=2
+        prompt=1400, completion=256, group=8, micro_batch=1, decoded=0, batch=64, card=24 * memory.GIB, copies="auto", optimizer_bytes=2
     )
     rows = [
         ("Qwen2.5-VL-7B", "QLoRA, photo 640x480", replace(qlora, prompt=480)),

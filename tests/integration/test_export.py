@@ -122,17 +122,19 @@ def test_preflight_tells_prompts_memory_and_time(locus, tmp_path, config):
     assert ("adapters on" in out) is ("lora" in config)
 
 
-@pytest.mark.parametrize("dequantize", [True, False])
-def test_preflight_says_what_decoding_multiplies_with(locus, tmp_path, dequantize):
-    settings = ["--model.backbone.quantize=nf4", "--model.rollout=HFRollout", f"--model.rollout.dequantize={dequantize}".lower()]
+@pytest.mark.parametrize(
+    ("setting", "copies", "said"),
+    [("dequantize=true", "dequantized", "copies of the 4-bit weights"), ("dequantize=false", None, "the 4-bit weights themselves"),
+     ("merge_adapters=true", "merged", "copies of the weights with the adapters added")],
+)  # fmt: skip
+def test_preflight_says_what_decoding_multiplies_with(locus, tmp_path, setting, copies, said):
+    settings = ["--model.backbone.quantize=nf4", "--model.rollout=HFRollout", f"--model.rollout.{setting}"]
     status, out, err = locus("preflight", "--config", CONFIGS / "lora_onevision.yaml", "--samples", "2", "--save", "look", *settings)
     assert status == 0, err
     report = json.loads((tmp_path / "look" / "report.json").read_text())
-    assert report["dequantize"] is dequantize
-    assert f"decoding multiplies with {'copies of the 4-bit weights' if dequantize else 'the 4-bit weights themselves'}" in " ".join(
-        out.split()
-    )
-    assert ("rollout: copies of weights" in report["memory_bytes"]) is dequantize
+    assert report["copies"] == copies
+    assert f"decoding multiplies with {said}" in " ".join(out.split())
+    assert ("rollout: copies of weights" in report["memory_bytes"]) is (copies is not None)
 
 
 def test_preflight_says_when_the_card_is_too_small(locus):

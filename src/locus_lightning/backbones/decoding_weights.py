@@ -3,7 +3,7 @@ are or as a copy, and one product for layers that read the same input. Everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +83,20 @@ def fused_adapters(model: nn.Module, dtype: torch.dtype, *, dequantize: bool = F
         yield
 
 
+def merged_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the copies that :func:`merged_adapters` makes."""
+    return _numbers(_Place(*row) for row in adapted_layers(model)) * dtype.itemsize
+
+
 def dequantised_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of the copies that ``fused_adapters(dequantize=True)`` makes; 0 where no layer has 4-bit weights."""
-    return sum(place.layer.in_features * place.layer.out_features for place in _quantised(model)) * dtype.itemsize
+    adapted = [_Place(*row) for row in adapted_layers(model)]
+    kept = {id(place.base) for place in adapted if not plain_adapter(place.layer)}
+    return _numbers(place for place in _quantised(model) if id(place.layer) not in kept) * dtype.itemsize
+
+
+def _numbers(places: Iterable[_Place]) -> int:
+    return sum(place.base.in_features * place.base.out_features for place in places)
 
 
 # ---- which layers ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from locus_lightning.backbones import loading
 from locus_lightning.backbones.adapters import LoRA
-from locus_lightning.backbones.decoding_weights import dequantised_bytes
+from locus_lightning.backbones.decoding_weights import dequantised_bytes, merged_bytes
 from locus_lightning.backbones.encoding import Encoding
 from locus_lightning.backbones.shared_prefix import attention
 from locus_lightning.types import Prompt
@@ -71,6 +71,10 @@ class Facts(Encoding):
         """See :meth:`Backbone.prefill_bytes`."""
         text: Any = self.hf.config.get_text_config()
         return tokens * prefill_numbers(getattr(text, "hidden_size", 0), getattr(text, "intermediate_size", 0) or 0) * self.dtype.itemsize
+
+    def merged_bytes(self) -> int:
+        """See :meth:`Backbone.merged_bytes`."""
+        return merged_bytes(self.model, self.dtype)
 
     def dequantised_bytes(self) -> int:
         """See :meth:`Backbone.dequantised_bytes`."""

@@ -105,6 +105,10 @@ class Offers(nn.Module, ABC):
         """Bytes that a pass over so many tokens of prompts takes for a moment, beside their keys; 0 where that is not known."""
         return 0
 
+    def merged_bytes(self) -> int:
+        """Bytes of a copy, in the model's type, of all weights that an adapter is added to; 0 where there are none."""
+        return 0
+
     def dequantised_bytes(self) -> int:
         """Bytes of a copy of all 4-bit weights in the model's type; 0 where there are none."""
         return 0

@@ -18,7 +18,7 @@ from rich.table import Table
 from locus_lightning.callbacks.gauge import Gauge, bytes_of, quantisation_bytes
 from locus_lightning.data.source import CueBatch, evenly_spaced
 from locus_lightning.errors import ConfigError
-from locus_lightning.rollout.hf import HFRollout
+from locus_lightning.rollout.hf import HFRollout, copied_bytes
 from locus_lightning.tasks.parsing import without_opened
 from locus_lightning.tasks.pictures import contact_sheet
 from locus_lightning.training import memory
@@ -28,6 +28,11 @@ from locus_lightning.types import Prompt, Question, RolloutGroup
 
 _PROBED = 32
 """Training samples among which the longest prompts are looked for."""
+_MULTIPLIED = {
+    "merged": "copies of the weights with the adapters added",
+    "dequantized": "copies of the 4-bit weights",
+    None: "the 4-bit weights themselves",
+}
 
 
 class PreflightCallback(TrainingCallback):
@@ -221,13 +226,13 @@ class PreflightCallback(TrainingCallback):
         batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
         prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))] * batch
         asked = (module.backbone, prompts, module.group_size, module.sampling)
-        copies = engine.dequantizes(*asked)
-        at_once = min(batch, max(1, engine.at_once(*asked, copies=module.backbone.dequantised_bytes() if copies else 0)))
+        copies = engine.copies(*asked)
+        at_once = min(batch, max(1, engine.at_once(*asked, copies=copied_bytes(module.backbone, copies))))
         self.report["prompts_at_once"] = at_once
         self._console.print(f"decoded together: {at_once} of the {batch} prompts of a rollout batch")
-        if module.backbone.quantize:
-            self.report["dequantize"] = copies
-            self._console.print("decoding multiplies with " + ("copies of the 4-bit weights" if copies else "the 4-bit weights themselves"))
+        if module.backbone.quantize or copies:
+            self.report["copies"] = copies
+            self._console.print(f"decoding multiplies with {_MULTIPLIED[copies]}")
 
     @torch.no_grad()
     def _validation(self) -> tuple[float, int]:

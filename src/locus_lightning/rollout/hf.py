@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,33 +23,38 @@ SHARE = 0.7
 """Of the GPU's free memory, what decoding may plan with."""
 
 
+Copies = Literal["merged", "dequantized"]
+"""Kinds of copies of weights that decoding may multiply with."""
+
+
 class HFRollout(RolloutEngine):
     """Every prompt is run once, its keys are kept once for all its completions, and all completions are decoded together.
 
     On CUDA a step of decoding is captured as a graph and replayed. A rollout that does not fit on the GPU is tried again, first without
-    copies of 4-bit weights, then with half as many prompts at once.
+    copies of weights, then with half as many prompts at once.
 
     Args:
         prompts_at_once: The number of prompts that are decoded together. ``auto`` takes as many as the GPU's free memory holds, and 32 on a
             CPU.
-        merge_adapters: Whether decoding uses copies of the weights with LoRA added. It is faster, and costs the memory of the copies
-            and, in 16 bits, their rounding. Null does so with float32 weights on a CPU only.
+        merge_adapters: Whether decoding uses copies of the weights with LoRA added. It takes the fewest operations, and costs the memory of
+            the copies and, in 16 bits, their rounding: the sampler is further from the update. ``auto`` does so on CUDA where the copies
+            fit without more rounds of decoding a rollout batch. Null does so with float32 weights on a CPU only.
         capture: Whether a step is captured as a CUDA graph; null does so on CUDA.
         dequantize: Whether decoding uses copies of 4-bit weights in the model's type, which are otherwise computed anew for every token.
             The copies hold the numbers that bitsandbytes multiplies with, so nothing is rounded; they cost memory, 13 GB for a model of
-            7 billion parameters. Null makes them on CUDA where they fit without more rounds of decoding a rollout batch.
+            7 billion parameters. ``auto`` makes them on CUDA where they fit without more rounds of decoding a rollout batch.
     """
 
     def __init__(
         self,
         prompts_at_once: int | Literal["auto"] = "auto",
-        merge_adapters: bool | None = None,
+        merge_adapters: bool | Literal["auto"] | None = None,
         capture: bool | None = None,
-        dequantize: bool | None = None,
+        dequantize: bool | Literal["auto"] = "auto",
     ) -> None:
         if prompts_at_once != "auto" and prompts_at_once < 1:
             raise ConfigError(f"rollout.prompts_at_once is {prompts_at_once}; it is at least 1, or auto.")
-        if merge_adapters and dequantize:
+        if merge_adapters is True and dequantize is True:
             raise ConfigError(
                 "rollout.merge_adapters and rollout.dequantize are both true; merged adapters are copies already: leave one out."
             )
@@ -59,15 +64,16 @@ class HFRollout(RolloutEngine):
     @torch.no_grad()
     def generate(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[list[Generation]]:
         """See :meth:`RolloutEngine.generate`."""
-        if self.dequantizes(backbone, prompts, n, sampling):
+        copies = self.copies(backbone, prompts, n, sampling)
+        if copies is not None:
             try:
-                with backbone.sampling(merge_adapters=False, dequantize=True):
+                with backbone.sampling(merge_adapters=copies == "merged", dequantize=copies == "dequantized"):
                     return self._rounds(backbone, prompts, n, sampling, halve=False)
             except torch.cuda.OutOfMemoryError:
-                self.dequantize = False
+                self.merge_adapters = self.dequantize = False
             torch.cuda.empty_cache()  # behind the handler: the exception holds on to the tensors of what failed
-            log.warning("the GPU's memory is full: from here on decoding multiplies with the 4-bit weights themselves.")
-        with backbone.sampling(merge_adapters=self.merge_adapters):
+            log.warning("the GPU's memory is full: from here on decoding makes no copies of weights.")
+        with backbone.sampling(merge_adapters=None if self.merge_adapters == "auto" else self.merge_adapters):
             return self._rounds(backbone, prompts, n, sampling, halve=True)
 
     def _rounds(
@@ -103,14 +109,19 @@ class HFRollout(RolloutEngine):
             wanted = fitting if self.prompts_at_once == "auto" else min(wanted, fitting)
         return min(wanted, self._at_most or wanted)
 
-    def dequantizes(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> bool:
-        """Whether decoding uses copies of 4-bit weights."""
-        if self.dequantize is not None or self.merge_adapters or not prompts or prompts[0].ids_P.device.type != "cuda":
-            return bool(self.dequantize)
-        copies = backbone.dequantised_bytes()
-        return bool(copies) and takes_no_more_rounds(
-            len(prompts), self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, copies)
-        )
+    def copies(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> Copies | None:
+        """The copies of weights that decoding makes; None also where the backbone itself decides (``merge_adapters`` null)."""
+        on_gpu = bool(prompts) and prompts[0].ids_P.device.type == "cuda"
+        choices: tuple[tuple[Copies, Any], ...] = (("merged", self.merge_adapters), ("dequantized", self.dequantize))
+        for kind, wanted in choices:
+            if wanted is True or (wanted == "auto" and on_gpu and self._cost_no_round(backbone, prompts, n, sampling, kind)):
+                return kind
+        return None
+
+    def _cost_no_round(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: Copies) -> bool:
+        size = copied_bytes(backbone, copies)
+        alone, beside = self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, size)
+        return size > 0 and takes_no_more_rounds(len(prompts), alone, beside)
 
     @staticmethod
     def _that_fit(backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
@@ -133,12 +144,17 @@ class HFRollout(RolloutEngine):
         return that_fit(min(free, of_ours) + unused, copies + prefill, each, bool(copies))
 
 
+def copied_bytes(backbone: Backbone, copies: Copies | None) -> int:
+    """Bytes of copies of a kind."""
+    return 0 if copies is None else backbone.merged_bytes() if copies == "merged" else backbone.dequantised_bytes()
+
+
 def that_fit(free: float, taken: float, each: float, copies: bool) -> int:
     """How many prompts are decoded together: those that take a share of the free memory, less what is taken by other things. At least one,
-    but beside copies of 4-bit weights, which can be left out."""
+    but beside copies of weights, which can be left out."""
     return max(0 if copies else 1, int(SHARE * (free - taken) / each))
 
 
 def takes_no_more_rounds(prompts: int, at_once: int, beside_copies: int) -> bool:
-    """Whether decoding so many prompts takes no more rounds where copies of 4-bit weights leave room for ``beside_copies`` at once."""
+    """Whether decoding so many prompts takes no more rounds where copies of weights leave room for ``beside_copies`` at once."""
     return beside_copies > 0 and math.ceil(prompts / beside_copies) <= math.ceil(prompts / at_once)

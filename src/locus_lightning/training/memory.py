@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -68,8 +68,8 @@ class Load:
         micro_batch: prompts of an update pass.
         decoded: prompts decoded together; 0: as many as the card holds, as ``HFRollout`` counts them.
         card: bytes of the card; needed where ``decoded`` is 0.
-        copies: decoding multiplies with copies of the linear weights (``merge_adapters``, ``dequantize``); None: where the card has room for
-            copies of 4-bit weights, as ``HFRollout`` decides it.
+        copies: decoding multiplies with copies of the linear weights (``merge_adapters``, ``dequantize``); auto: where the card has room for
+            them, as ``HFRollout`` decides it.
         batch: prompts of a rollout batch, whose features are kept until their update.
         weight_bytes: of a weight that is not quantised.
         nf4: 4-bit linears.
@@ -102,7 +102,7 @@ class Load:
     pixels: int = 3 * 14 * 14
     batch: int = 1
     card: float = 0.0
-    copies: bool | None = False
+    copies: bool | Literal["auto"] = False
     shards: int = 1
     gathered_bytes: int = 4
 
@@ -180,13 +180,13 @@ def _decoded(model: Sizes, load: Load, free: float) -> tuple[int, float]:
     """(prompts decoded together, bytes of copies of 4-bit weights), as ``HFRollout`` chooses them with so many bytes free."""
     copies, wanted = float(sum(i * o for i, o in model.linears) * load.weight_bytes), load.decoded or load.batch
     if not load.card:
-        return wanted, copies if load.copies else 0.0
+        return wanted, copies if load.copies is True else 0.0
     each, prefill = _cache(model, load) + _logits(model, load), _prefill(model, load, load.batch)
     if not load.packed:
         each, prefill = each + _prefill(model, load, 1), 0.0
     alone = load.decoded or min(wanted, that_fit(free, prefill, each, copies=False))
     beside = min(wanted, that_fit(free, prefill + copies, each, copies=True))
-    if load.copies or (load.copies is None and takes_no_more_rounds(load.batch, alone, beside)):
+    if load.copies is True or (load.copies and takes_no_more_rounds(load.batch, alone, beside)):
         return load.decoded or max(1, beside), copies
     return alone, 0.0
 
@@ -266,9 +266,10 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
     batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
     at_once = getattr(module.rollout, "prompts_at_once", AT_ONCE)
-    copies = bool(getattr(module.rollout, "merge_adapters", False)) or (
-        getattr(module.rollout, "dequantize", False) if backbone.quantize else False
-    )
+    wanted = {
+        getattr(module.rollout, "merge_adapters", False),
+        getattr(module.rollout, "dequantize", False) if backbone.quantize else False,
+    }
     return Load(
         prompt=len(prompt.ids_P),
         completion=module.sampling.max_new_tokens if isinstance(module, LocusModule) else module.validation.max_new_tokens,
@@ -276,7 +277,7 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
         micro_batch=module.micro_batch_size if isinstance(module, LocusModule) else batch,
         decoded=0 if at_once == "auto" and card else min(batch, AT_ONCE if at_once == "auto" else at_once),
         card=card,
-        copies=copies if card else bool(copies),
+        copies=True if True in wanted else "auto" if "auto" in wanted and card else False,
         batch=batch,
         weight_bytes=backbone.dtype.itemsize,
         nf4=bool(backbone.quantize),

@@ -107,7 +107,14 @@ def test_the_bytes_of_copies_are_those_that_they_take(make_backbone):
         copies = [cell.cell_contents for product in products.values() for cell in product.__closure__ or ()]
         held = sum(c.__self__.weight.nbytes for c in copies if isinstance(getattr(c, "__self__", None), decoding_weights._Copies))
     assert held == backbone.dequantised_bytes() > 0
+    with backbone.sampling(merge_adapters=True):
+        merged = {id(part.once): part.once.compute.__self__ for part in backbone.modules() if isinstance(part, decoding_weights._Part)}
+        held_merged = sum(copies.weight.nbytes for copies in merged.values())
+    assert held_merged == backbone.merged_bytes() == held
     assert make_backbone("qwen2_5_vl", lora=LoRA(rank=4)).dequantised_bytes() == 0
+    assert make_backbone("qwen2_5_vl").merged_bytes() == 0
+    dora = make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4, dora=True, targets=["o_proj"]), dtype="bfloat16")
+    assert dora.dequantised_bytes() == held - dora.merged_bytes()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,8 @@ def test_layers_with_and_without_bias_share_a_product():
 # ---- when copies are made --------------------------------------------------------------------------------------------
 
 
-def test_copies_that_do_not_fit_are_dropped_and_decoding_goes_on(make_backbone, samples, monkeypatch, caplog):
+@pytest.mark.parametrize("settings", [{"dequantize": True}, {"merge_adapters": True}])
+def test_copies_that_do_not_fit_are_dropped_and_decoding_goes_on(make_backbone, samples, monkeypatch, caplog, settings):
     backbone = moved(make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4)))
     prompts, seen, whole = backbone.encode(contents(backbone, samples)), [], HFRollout._decode
 
@@ -154,15 +162,13 @@ def test_copies_that_do_not_fit_are_dropped_and_decoding_goes_on(make_backbone, 
         return whole(self, backbone, some, n, sampling)
 
     monkeypatch.setattr(HFRollout, "_decode", decode)
-    engine = HFRollout(dequantize=True)
+    engine = HFRollout(**settings)
     with caplog.at_level(logging.WARNING):
         groups = engine.generate(backbone, prompts, 2, SIX)
         engine.generate(backbone, prompts, 2, SIX)
     assert [len(group) for group in groups] == [2] * len(prompts)
     assert seen == [(True, len(prompts)), (False, len(prompts)), (False, len(prompts))]
-    assert [record.message for record in caplog.records] == [
-        "the GPU's memory is full: from here on decoding multiplies with the 4-bit weights themselves."
-    ]
+    assert [record.message for record in caplog.records] == ["the GPU's memory is full: from here on decoding makes no copies of weights."]
 
 
 @pytest.mark.parametrize(
@@ -176,14 +182,18 @@ def test_copies_are_made_where_they_cost_no_round(prompts, at_once, beside_copie
 @pytest.mark.parametrize(
     ("free", "settings", "prompts", "expected"),
     [
-        (100, {}, 8, True),  # 70 of 100 are used: 35 prompts of 2, or, beside copies of 50, 17
-        (100, {}, 20, False),  # one round against two
-        (50, {}, 1, False),  # the copies do not fit
-        (100, {"prompts_at_once": 4}, 20, True),
-        (60, {"prompts_at_once": 4}, 20, False),  # 3 beside the copies: seven rounds against five
-        (100, {"dequantize": False}, 8, False),
-        (60, {"dequantize": True}, 8, True),
-        (100, {"merge_adapters": True}, 8, False),
+        (100, {}, 8, "dequantized"),  # 70 of 100 are used: 35 prompts of 2, or, beside copies of 50, 17
+        (100, {}, 20, None),  # one round against two
+        (50, {}, 1, None),  # the copies do not fit
+        (100, {"prompts_at_once": 4}, 20, "dequantized"),
+        (60, {"prompts_at_once": 4}, 20, None),  # 3 beside the copies: seven rounds against five
+        (100, {"dequantize": False}, 8, None),
+        (60, {"dequantize": True}, 8, "dequantized"),
+        (100, {"merge_adapters": True}, 8, "merged"),
+        (110, {"merge_adapters": "auto"}, 8, "merged"),
+        (85, {"merge_adapters": "auto"}, 8, "dequantized"),  # merged copies take 80
+        (60, {"merge_adapters": "auto"}, 8, None),
+        (85, {"merge_adapters": "auto", "dequantize": False}, 8, None),
     ],
 )
 def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, free, settings, prompts, expected):
@@ -194,18 +204,22 @@ def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, fre
         "get_per_process_memory_fraction": 1.0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    on_card = SimpleNamespace(ids_P=SimpleNamespace(device=torch.device("cuda"), __len__=lambda: 5))
+    on_card = SimpleNamespace(ids_P=SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(rollout, "len", lambda x: 5 if isinstance(x, SimpleNamespace) else len(x), raising=False)
     backbone = SimpleNamespace(
-        decoding_bytes=lambda *sizes: 2, dequantised_bytes=lambda: 50, prefill_bytes=lambda tokens: 0, shares_keys=True
-    )
-    assert HFRollout(**settings).dequantizes(backbone, [on_card] * prompts, 4, SamplingParams(8)) is expected
+        decoding_bytes=lambda *sizes: 2, prefill_bytes=lambda tokens: 0, shares_keys=True, dequantised_bytes=lambda: 50, merged_bytes=lambda: 80,
+    )  # fmt: skip
+    assert HFRollout(**settings).copies(backbone, [on_card] * prompts, 4, SamplingParams(8)) == expected
 
 
 def test_on_a_cpu_copies_are_made_when_asked_for(make_backbone, samples):
     backbone = make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4))
     prompts = backbone.encode(contents(backbone, samples))
-    assert [HFRollout(dequantize=wanted).dequantizes(backbone, prompts, 2, SIX) for wanted in (None, True, False)] == [False, True, False]
+    made = [HFRollout(dequantize=wanted).copies(backbone, prompts, 2, SIX) for wanted in ("auto", True, False)]
+    assert made == [None, "dequantized", None]
+    assert HFRollout(merge_adapters="auto").copies(backbone, prompts, 2, SIX) is None
+    groups = HFRollout(merge_adapters="auto").generate(backbone, prompts, 2, SIX)
+    assert [len(group) for group in groups] == [2] * len(prompts)
 
 
 def test_copies_and_merged_adapters_together_are_refused():

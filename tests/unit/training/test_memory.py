@@ -35,7 +35,7 @@ def needed(prompts: int) -> float:
 
 
 def test_copies_are_counted_where_they_are_made():
-    with_room, without = on_card(needed(8) + COPIES + 1, copies=None), on_card(needed(8) + COPIES - 5000, copies=None)
+    with_room, without = on_card(needed(8) + COPIES + 1, copies="auto"), on_card(needed(8) + COPIES - 5000, copies="auto")
     assert (with_room["copies"], with_room["decoded"]) == (COPIES, 8)
     assert (without["copies"], without["decoded"]) == (0, 8)
     assert with_room["decoding"] == without["decoding"] + COPIES
@@ -48,7 +48,7 @@ def test_copies_take_the_room_of_prompts_where_they_are_asked_for():
     assert (more["copies"], more["decoded"]) == (0, 4)
     assert on_card(COPIES / 2, copies=True)["decoded"] == 1
     assert memory.estimate(SIZES, replace(LOAD, decoded=2, copies=True))["copies"] == COPIES  # no card is known
-    assert memory.estimate(SIZES, replace(LOAD, decoded=2, copies=None))["copies"] == 0
+    assert memory.estimate(SIZES, replace(LOAD, decoded=2, copies="auto"))["copies"] == 0
 
 
 def test_a_pass_over_prompts_is_counted_up_to_its_bound():
