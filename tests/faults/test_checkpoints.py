@@ -189,6 +189,7 @@ def test_a_run_whose_config_is_no_yaml_is_a_sentence(locus, tmp_path, damaged_ru
     assert status == 0, "an empty summary, as a full disk leaves it, is no reason not to export\n" + err
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(locus, locus_process, tmp_path, inject):
     assert locus("fit", *RUN, inject("rollout", 2, send(signal.SIGTERM)))[0] == 143
     process = locus_process("fit", *RUN, "--ckpt_path=last", "--trainer.max_steps=10000", "--trainer.limit_val_batches=0")

@@ -33,6 +33,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("rank", "ends"), [("LOCAL_RANK=1", True), ("LOCAL_RANK=0", False)])
 def test_a_rank_whose_launcher_was_killed_ends(rank, ends):

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_in_its_tiny_form(tmp_path):
     command = [
         sys.executable,
@@ -39,6 +42,7 @@ def test_the_gpu_benchmark_runs_in_its_tiny_form(tmp_path):
     assert "| decode: " in done.stdout
 
 
+@pytest.mark.slow
 def test_operations_of_a_decoding_step_are_counted_without_a_gpu(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "kernel_count.py"), "--tiny", "--json", "counts.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)

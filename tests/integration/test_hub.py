@@ -42,6 +42,7 @@ def locus_online(tmp_path, hub):
     return run
 
 
+@pytest.mark.slow
 def test_a_model_is_pushed_once_it_has_passed_its_comparison(locus_online, hub, trained, tmp_path):  # noqa: F811
     run = trained("lora_onevision.yaml", "llava_onevision")
     hub.refuse_commits = 1
@@ -64,6 +65,7 @@ def test_a_model_is_pushed_once_it_has_passed_its_comparison(locus_online, hub, 
     assert any(path.startswith("answers-step-") for path in pushed)
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_its_comparison_is_not_pushed(locus_online, hub, trained, tmp_path):  # noqa: F811
     run = trained("lora_onevision.yaml", "llava_onevision")
     assert locus_online("export", run, "model", "--dtype", "float32").returncode == 0
@@ -83,6 +85,7 @@ def test_a_push_that_cannot_be_is_refused_first(locus, more, words):
     assert words in err
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_said(locus_online, hub, coco_folder):
     built = locus_online("data", "build", "--annotations", coco_folder / "instances.json", "--images", coco_folder / "images", "--out", "corpus",
                          "--mix", "tiny=0.5,small=0.5", "--val-fraction", "0.3", "--workers", "1")  # fmt: skip
@@ -93,6 +96,7 @@ def test_a_wrong_token_is_said(locus_online, hub, coco_folder):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_corpus_is_pushed_as_a_dataset(locus_online, hub, coco_folder, tmp_path):
     built = locus_online("data", "build", "--annotations", coco_folder / "instances.json", "--images", coco_folder / "images", "--out", "corpus",
                          "--mix", "tiny=0.5,small=0.5", "--val-fraction", "0.3", "--workers", "1")  # fmt: skip

@@ -16,6 +16,7 @@ from locus_lightning.types import Generation
 from tests.conftest import FAMILIES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [("reward", "BrevityReward"), ("cue-sampler", "MyCues"), ("task", "MirrorTask"), ("backbone", "MyBackbone")]
 )

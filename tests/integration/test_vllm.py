@@ -98,6 +98,7 @@ def test_a_run_whose_server_is_gone_is_saved_and_goes_on(locus, served, tmp_path
     assert weights(tmp_path)[0] == step + 2
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_in_time_costs_nothing(locus, served, tmp_path):
     when(lambda: served.log.count("/v1/load_lora_adapter") > 3, lambda: (setattr(served, "refuse", 6), served.adapters.clear()))
     status, _, err = locus("fit", *options(served, **{"trainer.max_steps": 5, "model.rollout.init_args.wait": 60}))
