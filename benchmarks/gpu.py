@@ -53,12 +53,12 @@ def clock() -> float:
 class Subject:
     """A model of a workload's shape on the device, with prompts."""
 
-    def __init__(self, workload: grpo_step.Workload, folder: Path) -> None:
+    def __init__(self, workload: grpo_step.Workload, folder: Path, kernels: str | None = None) -> None:
         torch.manual_seed(0)
-        self.workload = workload
+        self.workload, self.folder = workload, folder
         self.module = grpo_step.locus_module(workload, str(folder), share=True)
         self.backbone = self.module.backbone
-        self.backbone.quantize = "nf4"  # in the tiny form too
+        self.backbone.quantize, self.backbone.kernels = "nf4", kernels  # in the tiny form too
         self.backbone.load()
         self.backbone.to("cuda" if CUDA else "cpu").train(False)
         for name, parameter in self.backbone.named_parameters():  # adapters that do something
@@ -92,7 +92,7 @@ def check(subject: Subject) -> dict[str, Any]:
     captured = subject.decode(prompts, 24, 4, dequantize=False)
     uncaptured, copies = subject.decode(prompts, 24, 4, capture=False, dequantize=False), subject.decode(prompts, 24, 4, dequantize=True)
     backbone.shares_keys = False
-    repeated = subject.decode(prompts, 24, 4)
+    repeated = subject.decode(prompts, 24, 4, dequantize=False)
     backbone.shares_keys = True
     found: dict[str, Any] = {"captured": CUDA}
     for name, other in (("uncaptured", uncaptured), ("copies", copies), ("repeated prompts", repeated)):
@@ -228,31 +228,25 @@ def update(subject: Subject) -> dict[str, Any]:
 
 
 def kernels(subject: Subject, count: int = 8) -> dict[str, Any]:
-    """Plain and fused. It comes last of a model's parts, since fused modules stay."""
-    from locus_lightning.backbones.kernels import check_installed, fuse
+    """Plain, and a model of the same weights with fused kernels."""
+    from locus_lightning.backbones.kernels import check_installed
 
-    backbone, prompts = subject.backbone, subject.prompts(1)
-    ids = [[torch.randint(10, 200, (subject.workload.tokens,), device=prompts[0].ids_P.device) for _ in range(subject.workload.group)]]
+    check_installed()
 
-    def measured() -> tuple[torch.Tensor, dict[str, Any]]:
+    def measured(subject: Subject) -> tuple[torch.Tensor, dict[str, Any]]:
+        prompts = subject.prompts(1)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, 200, (subject.workload.group, subject.workload.tokens), generator=generator).to(prompts[0].ids_P.device)
         with torch.no_grad():
-            logps = backbone.logps(prompts, ids)[0]
+            logps = subject.backbone.logps(prompts, [list(ids)])[0]
         return logps, {**update(subject), **a_token(subject, count), **operations(subject)}
 
-    plain, found = measured()
-    check_installed()
-    counts = fuse(backbone.hf)
-    if not counts:
+    plain, found = measured(subject)
+    if not CUDA:
         return {"plain": found, "fused": "needs a GPU"}
-    fused, found_fused = measured()
+    fused, found_fused = measured(Subject(subject.workload, subject.folder, kernels="liger"))
     apart = (fused - plain).abs()
-    return {
-        "modules": dict(counts),
-        "plain": found,
-        "fused": found_fused,
-        "log-probability apart, mean": float(apart.mean()),
-        "largest": float(apart.max()),
-    }
+    return {"plain": found, "fused": found_fused, "log-probability apart, mean": float(apart.mean()), "largest": float(apart.max())}
 
 
 def step(name: str, minutes: float) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def noisy_adapters(model: nn.Module, scale: float) -> Iterator[None]:
     try:
         with torch.no_grad():
             for weight in matrices:
-                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator, device="cpu"))
         yield
     finally:
         with torch.no_grad():

@@ -34,7 +34,8 @@ class _Place:
 
 @contextmanager
 def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While the context lasts, layers with an adapter multiply with copies of their weights in ``dtype`` that the adapter is added to."""
+    """While the context lasts, layers multiply with copies of their weights in ``dtype`` that their adapter is added to: all layers with an
+    adapter, and all others with 4-bit weights."""
 
     def merged(layer: Any) -> Tensor:
         weight = _plain_weight(layer.get_base_layer())
@@ -49,6 +50,7 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             for places in _by_input([_Place(*row) for row in adapted_layers(model)])
             for replacement in _parts(places, _Copies(places, merged, dtype).product)
         ]
+        replacements += _copied(_without_adapter(model), dtype)
     with _replaced(replacements):
         yield
 
@@ -64,8 +66,7 @@ def fused_adapters(model: nn.Module, dtype: torch.dtype, *, dequantize: bool = F
         dequantize: Whether 4-bit layers multiply with copies in ``dtype``, which hold the very numbers that bitsandbytes multiplies with.
             Layers that read the same input then share all their products. Layers under adapters of another kind keep their 4 bits.
     """
-    adapted = [_Place(*row) for row in adapted_layers(model)]
-    plain = [place for place in adapted if plain_adapter(place.layer)]
+    plain = [place for row in adapted_layers(model) if plain_adapter((place := _Place(*row)).layer)]
     replacements: list[tuple[nn.Module, str, nn.Module]] = []
     with torch.no_grad():
         for places in _by_input(plain):
@@ -76,23 +77,24 @@ def fused_adapters(model: nn.Module, dtype: torch.dtype, *, dequantize: bool = F
             else:
                 replacements += low_rank.layers()
         if dequantize:
-            under_adapters = {id(module) for place in adapted for module in place.layer.modules()}
-            for places in _by_input([place for place in _quantised(model) if id(place.layer) not in under_adapters]):
-                replacements += _parts(places, _Copies(places, _plain_weight, dtype).product)
+            replacements += _copied(_without_adapter(model), dtype)
     with _replaced(replacements):
         yield
 
 
 def merged_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the copies that :func:`merged_adapters` makes."""
-    return _numbers(_Place(*row) for row in adapted_layers(model)) * dtype.itemsize
+    """Bytes of the copies that :func:`merged_adapters` makes; 0 where there is no adapter."""
+    adapted = [_Place(*row) for row in adapted_layers(model)]
+    return _numbers([*adapted, *_without_adapter(model)]) * dtype.itemsize if adapted else 0
 
 
 def dequantised_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the copies that ``fused_adapters(dequantize=True)`` makes; 0 where no layer has 4-bit weights."""
-    adapted = [_Place(*row) for row in adapted_layers(model)]
-    kept = {id(place.base) for place in adapted if not plain_adapter(place.layer)}
-    return _numbers(place for place in _quantised(model) if id(place.layer) not in kept) * dtype.itemsize
+    """Bytes of the copies that ``fused_adapters(dequantize=True)`` makes, adapters included; 0 where no layer has 4-bit weights."""
+    plain = [place for row in adapted_layers(model) if plain_adapter((place := _Place(*row)).layer) and _is_quantised(place.base)]
+    adapters = 0
+    for places in _by_input(plain):
+        adapters += _LowRank.numbers(places)
+    return (_numbers([*plain, *_without_adapter(model)]) + adapters) * dtype.itemsize
 
 
 def _numbers(places: Iterable[_Place]) -> int:
@@ -106,10 +108,11 @@ def _is_quantised(layer: Any) -> bool:
     return hasattr(layer, "quant_state")
 
 
-def _quantised(model: nn.Module) -> list[_Place]:
-    """Every layer with 4-bit weights; under an adapter, its base layer."""
+def _without_adapter(model: nn.Module) -> list[_Place]:
+    """Every layer with 4-bit weights and without an adapter."""
+    under = {id(module) for _, _, layer in adapted_layers(model) for module in layer.modules()}
     named = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
-    return [_Place(parent, name, child) for parent, name, child in named if _is_quantised(child)]
+    return [_Place(parent, name, child) for parent, name, child in named if _is_quantised(child) and id(child) not in under]
 
 
 def _plain_weight(layer: Any) -> Tensor:
@@ -183,6 +186,11 @@ def _parts(places: Sequence[_Place], product: Product) -> list[tuple[nn.Module, 
     ]
 
 
+def _copied(places: Sequence[_Place], dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replacements for layers without an adapter by copies of their weights."""
+    return [replacement for group in _by_input(places) for replacement in _parts(group, _Copies(group, _plain_weight, dtype).product)]
+
+
 class _Copies:
     """Copies of the weights of layers that read the same input, one below the other, so that one product serves them all.
 
@@ -215,11 +223,24 @@ class _LowRank:
     product, so that both round alike."""
 
     def __init__(self, places: Sequence[_Place], dtype: torch.dtype) -> None:
-        self.places = places
+        self.places, self.dtype = places, dtype
+        self.adapters = [(place.layer, place.layer.active_adapters[0]) for place in places]
+        self.A = torch.cat([layer.lora_A[adapter].weight.to(dtype) for layer, adapter in self.adapters])
+        self.scales = [float(layer.scaling[adapter]) for layer, adapter in self.adapters]
+
+    def _b_matrices(self) -> list[Tensor]:
+        """(outputs, rank) of every layer; made where they are used, so that none is kept beside a block of all of them."""
+        return [layer.lora_B[adapter].weight.to(self.dtype) for layer, adapter in self.adapters]
+
+    @staticmethod
+    def numbers(places: Sequence[_Place]) -> int:
+        """Numbers of the matrices that :meth:`added_to` multiplies with: A, and B as a block or one by one."""
         adapters = [(place.layer, place.layer.active_adapters[0]) for place in places]
-        self.A = torch.cat([layer.lora_A[adapter].weight.to(dtype) for layer, adapter in adapters])
-        self.Bs = [layer.lora_B[adapter].weight.to(dtype) for layer, adapter in adapters]
-        self.scales = [float(layer.scaling[adapter]) for layer, adapter in adapters]
+        ranks = [layer.lora_A[adapter].out_features for layer, adapter in adapters]
+        outputs = [place.base.out_features for place in places]
+        one_block = len({float(layer.scaling[adapter]) for layer, adapter in adapters}) == 1
+        blocks = sum(ranks) * sum(outputs) if one_block else sum(r * o for r, o in zip(ranks, outputs, strict=True))
+        return sum(ranks) * int(places[0].base.in_features) + blocks
 
     def low(self, x: Tensor) -> Tensor:
         """(..., inputs) to (rows, ranks of all layers)."""
@@ -229,7 +250,7 @@ class _LowRank:
         """Replacements for the layers, each with its own base and B products."""
         once, start = _Once(self.low, len(self.places)), 0
         replacements: list[tuple[nn.Module, str, nn.Module]] = []
-        for place, B, scale in zip(self.places, self.Bs, self.scales, strict=True):
+        for place, B, scale in zip(self.places, self._b_matrices(), self.scales, strict=True):
             ranks = slice(start, start := start + B.shape[1])
             replacements.append((place.parent, place.name, _FusedLinear(place.base, once, ranks, B.t(), scale)))
         return replacements
@@ -237,10 +258,10 @@ class _LowRank:
     def added_to(self, base: Product) -> Product:
         """The base product of all the layers with all their adapters; in one product where their scales are the same."""
         if len(set(self.scales)) == 1:
-            parts = [(slice(None), slice(None), torch.block_diag(*self.Bs).t(), self.scales[0])]
+            parts = [(slice(None), slice(None), torch.block_diag(*self._b_matrices()).t(), self.scales[0])]
         else:
             parts, out, rank = [], 0, 0
-            for B, scale in zip(self.Bs, self.scales, strict=True):
+            for B, scale in zip(self._b_matrices(), self.scales, strict=True):
                 parts.append((slice(out, out := out + B.shape[0]), slice(rank, rank := rank + B.shape[1]), B.t(), scale))
 
         def product(x: Tensor) -> Tensor:

@@ -127,7 +127,9 @@ class GenericBackbone(HFBackbone):
         pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
         prompts = self.encode([(Image.fromarray(pixels), " Where?")])
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(10, min(400, self.hf.config.get_text_config().vocab_size), (2, 12), generator=generator).to(self.device)
+        ids = torch.randint(10, min(400, self.hf.config.get_text_config().vocab_size), (2, 12), generator=generator, device="cpu").to(
+            self.device
+        )
         completions = [[ids[0], ids[1, :7]]]
         packed, plain = (self.logps(prompts, completions, share_prefix=share)[0] for share in (True, False))
         finite = packed.isfinite() & plain.isfinite()

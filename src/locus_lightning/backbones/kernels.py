@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,12 +46,11 @@ def check_installed() -> None:
 def fuse_norms(model: nn.Module) -> int:
     """Let norms compute with ``torch.nn.functional.rms_norm``, one kernel on a GPU in place of six, where this rounds as the model's own code
     does; gives how many."""
-    count = 0
-    for module in list(model.modules()):
-        if _fused_norm(module) is _Norm and _rounds_as_torch(module):
-            retype(module, _TorchNorm)
-            count += 1
-    return count
+    with _float32_on_cpu():
+        chosen = [module for module in model.modules() if _fused_norm(module) is _Norm and _rounds_as_torch(module)]
+    for module in chosen:
+        retype(module, _TorchNorm)
+    return len(chosen)
 
 
 def fuse(model: nn.Module) -> Counter[str]:
@@ -63,12 +63,13 @@ def fuse(model: nn.Module) -> Counter[str]:
         log.warning("backbone.kernels is liger, whose kernels need a GPU; on this machine the plain ones run.")
         return Counter()
     counts: Counter[str] = Counter()
-    for module in list(model.modules()):
-        for kind, fused in (("norms", _fused_norm(module)), ("gated layers", _fused_gated(module))):
-            if fused is not None:
-                retype(module, fused)
-                counts[kind] += 1
-        counts["rotary embeddings"] += _fuse_rotary(module)
+    with _float32_on_cpu():
+        for module in list(model.modules()):
+            for kind, fused in (("norms", _fused_norm(module)), ("gated layers", _fused_gated(module))):
+                if fused is not None:
+                    retype(module, fused)
+                    counts[kind] += 1
+            counts["rotary embeddings"] += _fuse_rotary(module)
     log.info("liger kernels: %s.", ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     return counts
 
@@ -80,6 +81,18 @@ def _interpreted() -> bool:
 
 def _takes(x: Tensor) -> bool:
     return (x.is_cuda or _interpreted()) and x.dtype in _TYPES and x.numel() > 0
+
+
+@contextmanager
+def _float32_on_cpu() -> Iterator[None]:
+    """Small numbers are made there in that type, whatever Lightning has made the default while a model is loaded."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _random(*shape: int) -> Tensor:
@@ -125,7 +138,16 @@ class _TorchNorm(Retyped):
         """See the class that is replaced."""
         if x.dtype not in _TYPES:
             return super().forward(x)  # type: ignore[misc, no-any-return] # which computes in float32 all the same
-        return self.weight * F.rms_norm(x, (x.shape[-1],), None, _eps(self)).to(x.dtype)  # type: ignore[operator, no-any-return]
+        return self.weight * _unit(x, _eps(self))  # type: ignore[operator, no-any-return]
+
+
+def _unit(x: Tensor, eps: float) -> Tensor:
+    """The unit vector in the type of ``x``. Autocast would take 16-bit numbers to float32 and back around the kernel, which sums in float32
+    anyway."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.rms_norm(x, (x.shape[-1],), None, eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, (x.shape[-1],), None, eps)
 
 
 def _rounds_as_torch(norm: nn.Module) -> bool:
@@ -136,11 +158,11 @@ def _rounds_as_torch(norm: nn.Module) -> bool:
     stand_in = copy.copy(norm)
     stand_in.__dict__["_parameters"] = {"weight": nn.Parameter(numbers)}
     with torch.no_grad():
-        return bool((stand_in(x) == numbers * F.rms_norm(x, (width,), None, _eps(norm))).float().mean() > 0.95)
+        return bool((stand_in(x) == numbers * _unit(x, _eps(norm))).float().mean() > 0.95)
 
 
 def _eps(norm: Any) -> float:
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))  # type: ignore[no-any-return]
 
 
 def _fused_norm(module: nn.Module) -> type[_Norm] | None:
@@ -150,6 +172,7 @@ def _fused_norm(module: nn.Module) -> type[_Norm] | None:
         or not type(module).__name__.endswith("RMSNorm")
         or not isinstance(weight, Tensor)
         or weight.ndim != 1
+        or not isinstance(getattr(module, "variance_epsilon", getattr(module, "eps", None)), float)
     ):
         return None
     width = len(weight)

@@ -67,6 +67,8 @@ class PreflightCallback(TrainingCallback):
         if not isinstance(pl_module, TaskModule):
             raise ConfigError(f"locus preflight knows the training modules of locus; {type(pl_module).__name__} is none.")
         self.module, backbone, data = pl_module, pl_module.backbone, trainer.datamodule  # type: ignore[attr-defined]
+        if self.card and isinstance(pl_module.rollout, HFRollout):
+            pl_module.rollout.card = self.card * memory.GIB
         self._report_model()
         self._console.print(f"data: {len(data.datasets['train']):,} training samples, {len(data.datasets['val']):,} held out")
         probed = memory.longest_prompts(pl_module, _PROBED)
@@ -227,7 +229,10 @@ class PreflightCallback(TrainingCallback):
         prompts = [replace(self.prompt, ids_P=self.prompt.ids_P.to(module.device))] * batch
         asked = (module.backbone, prompts, module.group_size, module.sampling)
         copies = engine.copies(*asked)
-        at_once = min(batch, max(1, engine.at_once(*asked, copies=copied_bytes(module.backbone, copies))))
+        at_once = engine.prompts_at_once  # what is asked for is done, with copies or without
+        if at_once == "auto":
+            at_once = max(1, engine.at_once(*asked, copies=copied_bytes(module.backbone, copies)))
+        at_once = min(batch, at_once)
         self.report["prompts_at_once"] = at_once
         self._console.print(f"decoded together: {at_once} of the {batch} prompts of a rollout batch")
         if module.backbone.quantize or copies:

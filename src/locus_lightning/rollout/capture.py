@@ -46,6 +46,8 @@ class Capture:
             try:
                 self._replay = self._record(step)
             except Exception as cause:  # third-party kernels fail in their own ways
+                if _out_of_memory(cause):
+                    raise torch.cuda.OutOfMemoryError(str(cause)) from cause
                 if self._failed:
                     self.wanted = False
                     _warn(cause)
@@ -72,6 +74,13 @@ class Capture:
         with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
             step()
         return graph.replay
+
+
+def _out_of_memory(cause: BaseException | None) -> bool:
+    """Whether memory ran out, whatever the end of a failed capture raised after that."""
+    return cause is not None and (
+        isinstance(cause, torch.cuda.OutOfMemoryError) or _out_of_memory(cause.__cause__) or _out_of_memory(cause.__context__)
+    )
 
 
 _warned = False

@@ -59,6 +59,7 @@ class HFRollout(RolloutEngine):
                 "rollout.merge_adapters and rollout.dequantize are both true; merged adapters are copies already: leave one out."
             )
         self.prompts_at_once, self.merge_adapters, self.capture, self.dequantize = prompts_at_once, merge_adapters, capture, dequantize
+        self.card: float | None = None  # bytes of the card to plan for, where it is a smaller one than this (locus preflight)
         self._at_most: int | None = None
 
     @torch.no_grad()
@@ -113,18 +114,24 @@ class HFRollout(RolloutEngine):
         """The copies of weights that decoding makes; None also where the backbone itself decides (``merge_adapters`` null)."""
         on_gpu = bool(prompts) and prompts[0].ids_P.device.type == "cuda"
         choices: tuple[tuple[Copies, Any], ...] = (("merged", self.merge_adapters), ("dequantized", self.dequantize))
-        for kind, wanted in choices:
-            if wanted is True or (wanted == "auto" and on_gpu and self._cost_no_round(backbone, prompts, n, sampling, kind)):
-                return kind
-        return None
+        asked = [kind for kind, wanted in choices if wanted is True]
+        possible = [kind for kind, wanted in choices if wanted == "auto" and on_gpu and not asked]
+        fitting = (kind for kind in possible if self._cost_no_round(backbone, prompts, n, sampling, kind))
+        return next(iter(asked), None) or next(fitting, None)
+
+    def planned_copies(self, backbone: Backbone, on_gpu: bool) -> tuple[bool | Literal["auto"], int]:
+        """(whether decoding makes copies of weights, their bytes), as far as the settings tell."""
+        sizes = ((self.merge_adapters, backbone.merged_bytes()), (self.dequantize, backbone.dequantised_bytes()))
+        kinds = [(wanted, size) for wanted, size in sizes if wanted and size]
+        asked = [size for wanted, size in kinds if wanted is True]
+        return (True, asked[0]) if asked else ("auto", kinds[0][1]) if kinds and on_gpu else (False, 0)
 
     def _cost_no_round(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: Copies) -> bool:
         size = copied_bytes(backbone, copies)
         alone, beside = self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, size)
         return size > 0 and takes_no_more_rounds(len(prompts), alone, beside)
 
-    @staticmethod
-    def _that_fit(backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
+    def _that_fit(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
         """Prompts whose keys and logits the GPU's free memory holds, beside copies; at least one where there are no copies."""
         longest = max(len(prompt.ids_P) for prompt in prompts)
         each, prefill = (
@@ -137,7 +144,7 @@ class HFRollout(RolloutEngine):
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # of torch 2.8 and later
-        of_ours = share * total - reserved  # a process may be held to a share of the card
+        of_ours = min(share * total, self.card or math.inf) - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
         if not backbone.shares_keys:  # such prompts are run in one pass
             each, prefill = each + backbone.prefill_bytes(longest), 0

@@ -21,7 +21,7 @@ from locus_lightning.backbones.facts import LOGITS_IN_SAMPLING, prefill_numbers
 from locus_lightning.backbones.token_logps import CHUNK
 from locus_lightning.data.source import CueKey, evenly_spaced
 from locus_lightning.rollout.decoding import prefilled
-from locus_lightning.rollout.hf import AT_ONCE, takes_no_more_rounds, that_fit
+from locus_lightning.rollout.hf import AT_ONCE, HFRollout, takes_no_more_rounds, that_fit
 from locus_lightning.training.base import TaskModule
 from locus_lightning.training.grpo import LocusModule
 from locus_lightning.training.sharding import FSDP2Strategy
@@ -70,6 +70,7 @@ class Load:
         card: bytes of the card; needed where ``decoded`` is 0.
         copies: decoding multiplies with copies of the linear weights (``merge_adapters``, ``dequantize``); auto: where the card has room for
             them, as ``HFRollout`` decides it.
+        copied: bytes of these copies; 0: of all linear layers, and of their adapters.
         batch: prompts of a rollout batch, whose features are kept until their update.
         weight_bytes: of a weight that is not quantised.
         nf4: 4-bit linears.
@@ -103,6 +104,7 @@ class Load:
     batch: int = 1
     card: float = 0.0
     copies: bool | Literal["auto"] = False
+    copied: float = 0.0
     shards: int = 1
     gathered_bytes: int = 4
 
@@ -177,8 +179,10 @@ def estimate(model: Sizes, load: Load) -> dict[str, float]:
 
 
 def _decoded(model: Sizes, load: Load, free: float) -> tuple[int, float]:
-    """(prompts decoded together, bytes of copies of 4-bit weights), as ``HFRollout`` chooses them with so many bytes free."""
-    copies, wanted = float(sum(i * o for i, o in model.linears) * load.weight_bytes), load.decoded or load.batch
+    """(prompts decoded together, bytes of copies of weights), as ``HFRollout`` chooses them with so many bytes free."""
+    # B matrices of layers that read the same input stand in one block, half of it zeros
+    copies = load.copied or float(sum(i * o + 1.5 * load.rank * (i + o) for i, o in model.linears) * load.weight_bytes)
+    wanted = load.decoded or load.batch
     if not load.card:
         return wanted, copies if load.copies is True else 0.0
     each, prefill = _cache(model, load) + _logits(model, load), _prefill(model, load, load.batch)
@@ -264,12 +268,10 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
     side = patch if isinstance(patch, int) else patch[0]
     pixels = 3 * getattr(tower, "temporal_patch_size", 1) * side**2
     batch = module.trainer.datamodule.prompts  # type: ignore[attr-defined]
-    card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0.0
+    card = min(total, getattr(module.rollout, "card", None) or total)
     at_once = getattr(module.rollout, "prompts_at_once", AT_ONCE)
-    wanted = {
-        getattr(module.rollout, "merge_adapters", False),
-        getattr(module.rollout, "dequantize", False) if backbone.quantize else False,
-    }
+    copies, copied = module.rollout.planned_copies(backbone, bool(card)) if isinstance(module.rollout, HFRollout) else (False, 0)
     return Load(
         prompt=len(prompt.ids_P),
         completion=module.sampling.max_new_tokens if isinstance(module, LocusModule) else module.validation.max_new_tokens,
@@ -277,7 +279,8 @@ def load_of(module: TaskModule, prompt: Prompt, skeleton: Any) -> Load:
         micro_batch=module.micro_batch_size if isinstance(module, LocusModule) else batch,
         decoded=0 if at_once == "auto" and card else min(batch, AT_ONCE if at_once == "auto" else at_once),
         card=card,
-        copies=True if True in wanted else "auto" if "auto" in wanted and card else False,
+        copies=copies,
+        copied=copied,
         batch=batch,
         weight_bytes=backbone.dtype.itemsize,
         nf4=bool(backbone.quantize),

@@ -223,6 +223,31 @@ def test_a_capture_that_fails_once_is_tried_again(make_backbone, samples, record
     assert "cannot be captured" not in caplog.text
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_that_runs_out_in_a_capture_halves_the_prompts(make_backbone, samples, recorded, monkeypatch, caplog, masked):
+    """The end of a failed capture may raise an error of its own."""
+    backbone, record, rows = make_backbone("llava", dtype="float64"), capture.Capture._record, []
+
+    def full(self, step):
+        rows.append(step.__self__.rows)
+        if rows[-1] <= 4:
+            return record(self, step)
+        try:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            if masked:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(capture.Capture, "_record", full)
+    with caplog.at_level(logging.WARNING):
+        groups = HFRollout().generate(backbone, backbone.encode(contents(backbone, [*samples, make_sample(seed=9)])), 2, LONG)
+    assert [len(group) for group in groups] == [2, 2, 2, 2]
+    assert set(rows) == {8, 4}
+    assert "memory is full: from here on 2 prompts" in caplog.text
+    assert "cannot be captured" not in caplog.text
+    assert recorded
+
+
 def test_a_rollout_that_does_not_fit_goes_on_with_half_the_prompts(make_backbone, samples, monkeypatch, caplog):
     backbone = make_backbone("llava", dtype="float64")
     four = [*samples, make_sample(seed=9)]

@@ -79,6 +79,16 @@ def test_a_copy_gives_the_product_of_the_4_bit_layer_to_the_bit(make_backbone, d
         assert torch.equal(copy.product(x), layer(x))
 
 
+@torch.no_grad()
+def test_merged_adapters_leave_no_layer_in_4_bits(make_backbone, samples):
+    backbone = moved(make_backbone("qwen2_5_vl", quantize="nf4", lora=ADAPTERS["on some layers"]))
+    expected, _ = backbone.logps(*answers(backbone, samples))
+    with backbone.sampling(merge_adapters=True):
+        assert not any(hasattr(module, "quant_state") for module in backbone.modules())
+        assert torch.allclose(backbone.logps(*answers(backbone, samples))[0], expected, atol=1e-4)
+    assert any(hasattr(module, "quant_state") for module in backbone.modules())
+
+
 def test_what_is_sampled_from_copies_is_what_is_scored(make_backbone, samples):
     backbone = moved(make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4)))
     prompts, groups, completions = rollouts(backbone, samples, sampling=SIX, dequantize=True)
@@ -100,21 +110,35 @@ def test_adapters_act_under_autocast(make_backbone, samples, dequantize):
             assert torch.allclose(logps[b, g, : len(made.ids_T)], made.logps_T, atol=0.2)
 
 
-def test_the_bytes_of_copies_are_those_that_they_take(make_backbone):
-    backbone = make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4), dtype="bfloat16")
-    with backbone.sampling(merge_adapters=False, dequantize=True):
-        products = {id(part.once.compute): part.once.compute for part in backbone.modules() if isinstance(part, decoding_weights._Part)}
-        copies = [cell.cell_contents for product in products.values() for cell in product.__closure__ or ()]
-        held = sum(c.__self__.weight.nbytes for c in copies if isinstance(getattr(c, "__self__", None), decoding_weights._Copies))
-    assert held == backbone.dequantised_bytes() > 0
-    with backbone.sampling(merge_adapters=True):
-        merged = {id(part.once): part.once.compute.__self__ for part in backbone.modules() if isinstance(part, decoding_weights._Part)}
-        held_merged = sum(copies.weight.nbytes for copies in merged.values())
-    assert held_merged == backbone.merged_bytes() == held
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_the_bytes_of_copies_are_those_that_they_take(make_backbone, kind):
+    backbone = make_backbone("qwen2_5_vl", quantize="nf4", lora=ADAPTERS[kind], dtype="bfloat16")
+    for settings, stated in (({"dequantize": True}, backbone.dequantised_bytes()), ({"merge_adapters": True}, backbone.merged_bytes())):
+        with backbone.sampling(**{"merge_adapters": False, **settings}):
+            products = [part.once.compute for part in backbone.modules() if isinstance(part, decoding_weights._Part)]
+            held = {id(tensor): tensor for product in products for tensor in tensors_of(product)}
+        assert sum(tensor.nbytes for tensor in held.values() if tensor.ndim == 2) == stated
+        assert (stated == 0) is (kind == "dora" and "dequantize" in settings)
+
+
+def tensors_of(held):
+    """The tensors that a product holds: of its closure, and of the objects in it."""
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, (list, tuple)):
+        for item in held:
+            yield from tensors_of(item)
+    elif isinstance(held, (decoding_weights._Copies, decoding_weights._LowRank)):
+        yield from (value for value in vars(held).values() if isinstance(value, torch.Tensor))
+    elif callable(held):
+        yield from tensors_of(getattr(held, "__self__", None))
+        for cell in getattr(held, "__closure__", None) or ():
+            yield from tensors_of(cell.cell_contents)
+
+
+def test_where_nothing_is_copied_copies_take_nothing(make_backbone):
     assert make_backbone("qwen2_5_vl", lora=LoRA(rank=4)).dequantised_bytes() == 0
     assert make_backbone("qwen2_5_vl").merged_bytes() == 0
-    dora = make_backbone("qwen2_5_vl", quantize="nf4", lora=LoRA(rank=4, dora=True, targets=["o_proj"]), dtype="bfloat16")
-    assert dora.dequantised_bytes() == held - dora.merged_bytes()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +218,7 @@ def test_copies_are_made_where_they_cost_no_round(prompts, at_once, beside_copie
         (85, {"merge_adapters": "auto"}, 8, "dequantized"),  # merged copies take 80
         (60, {"merge_adapters": "auto"}, 8, None),
         (85, {"merge_adapters": "auto", "dequantize": False}, 8, None),
+        (110, {"merge_adapters": "auto", "dequantize": True}, 8, "dequantized"),  # what is asked for is done
     ],
 )
 def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, free, settings, prompts, expected):
@@ -206,10 +231,14 @@ def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, fre
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     on_card = SimpleNamespace(ids_P=SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(rollout, "len", lambda x: 5 if isinstance(x, SimpleNamespace) else len(x), raising=False)
-    backbone = SimpleNamespace(
+    backbone = SimpleNamespace(  # bytes of a prompt, of a pass, of copies
         decoding_bytes=lambda *sizes: 2, prefill_bytes=lambda tokens: 0, shares_keys=True, dequantised_bytes=lambda: 50, merged_bytes=lambda: 80,
     )  # fmt: skip
-    assert HFRollout(**settings).copies(backbone, [on_card] * prompts, 4, SamplingParams(8)) == expected
+    engine, asked = HFRollout(**settings), (backbone, [on_card] * prompts, 4, SamplingParams(8))
+    assert engine.copies(*asked) == expected
+    if expected and True not in settings.values():
+        engine.card = 45.0
+        assert engine.copies(*asked) is None, "the card that is planned for is smaller than this one"
 
 
 def test_on_a_cpu_copies_are_made_when_asked_for(make_backbone, samples):

@@ -73,6 +73,49 @@ def test_norms_in_one_kernel_are_those_of_transformers_to_the_bit(make_backbone,
         assert all(torch.allclose(a, b, rtol=4 * eps, atol=4 * eps) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float64])
+def test_norms_are_fused_whatever_the_defaults_are_while_a_model_is_loaded(default):
+    """Lightning makes the GPU the default device and, for bf16-true, bfloat16 the default type."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm, before = LlamaRMSNorm(32), torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert kernels.fuse_norms(norm) == 1
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_norm_without_a_stated_epsilon_is_left_alone():
+    assert kernels.fuse_norms(torch.nn.RMSNorm(32)) == 0
+    assert kernels.fuse_norms(torch.nn.RMSNorm(32, eps=1e-6)) <= 1
+
+
+def test_under_autocast_a_fused_norm_takes_no_number_to_float32():
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func.overloadpacket is torch.ops.aten._to_copy
+            return func(*args, **(kwargs or {}))
+
+    norm = LlamaRMSNorm(32).bfloat16()
+    plain, x = copy.deepcopy(norm), torch.randn(5, 32).bfloat16()
+    kernels.fuse_norms(norm)
+    with Casts() as own:
+        norm(x)
+    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        out = norm(x)
+    assert casts.count == own.count
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(out, plain(x))
+
+
 def test_a_norm_that_rounds_elsewhere_is_left_alone():
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
