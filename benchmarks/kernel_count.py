@@ -14,6 +14,8 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +137,23 @@ def step(model: Any) -> Counter[str]:
     padding_BP = torch.zeros(PROMPTS, PROMPT, dtype=torch.bool, device="cuda")
     group = GroupCache(cache, padding_BP, GROUP, ROOM)
     token_R1, position_R1 = (torch.zeros(rows, 1, dtype=torch.long, device="cuda") for _ in range(2))
-    with Counted() as names:
+    with mixed_precision(), Counted() as names:
         group.begin_step()
         hidden_RD = model.base_model(input_ids=token_R1, position_ids=position_R1, cache=group, use_cache=True).last_hidden_state[:, -1]
         group.end_step()
         sample_token(model.get_output_embeddings()(hidden_RD).float(), SamplingParams(ROOM))
     return names.names
+
+
+@contextmanager
+def mixed_precision() -> Iterator[None]:
+    """Autocast to bfloat16 on a GPU, as ``trainer.precision: bf16-mixed`` has it. ``torch.autocast`` itself refuses without one."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 def main() -> None:

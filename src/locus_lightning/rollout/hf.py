@@ -115,7 +115,7 @@ class HFRollout(RolloutEngine):
         on_gpu = bool(prompts) and prompts[0].ids_P.device.type == "cuda"
         choices: tuple[tuple[Copies, Any], ...] = (("merged", self.merge_adapters), ("dequantized", self.dequantize))
         asked = [kind for kind, wanted in choices if wanted is True]
-        possible = [kind for kind, wanted in choices if wanted == "auto" and on_gpu and not asked]
+        possible = [kind for kind, wanted in choices if wanted == "auto" and on_gpu]
         fitting = (kind for kind in possible if self._cost_no_round(backbone, prompts, n, sampling, kind))
         return next(iter(asked), None) or next(fitting, None)
 
