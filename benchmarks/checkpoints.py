@@ -60,7 +60,7 @@ def qwen_7b_shape() -> tuple[Any, Any, Any]:
     config.text_config.rope_parameters = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
     config.vision_config.update({"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584})
     config.vision_config.update({"fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112})
-    return type(model), _every_layer_full(config), processor
+    return type(model), config, processor
 
 
 def llava_7b(folder: Path) -> Path:
@@ -120,14 +120,15 @@ def _resized(processor: Any, side: int) -> Any:
     return processor
 
 
-def _every_layer_full(config: Any) -> Any:
+def every_layer_full(config: Any) -> Any:
+    """The config with full attention in every layer of its language model."""
     if getattr(config.text_config, "layer_types", None):
         config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
     return config
 
 
 def _save(kind: Any, config: Any, processor: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    config = _every_layer_full(config)
+    config = every_layer_full(config)
     device = "cuda" if dtype != torch.float32 and torch.cuda.is_available() else "cpu"
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -41,6 +41,8 @@ MODELS = {"qwen": ("qwen-7b-24gb", "tiny"), "onevision": ("onevision-7b-24gb", "
 """Name -> workload, and its tiny form."""
 SECONDS = {"check": 45, "decode": 95, "update": 30, "kernels": 40, "step": 150, "preflight": 80}
 """How long a part takes for one model on an H200, about; a tiny one takes a tenth."""
+WEIGHTS: dict[str, dict[str, Any]] = {"4 bits": {"dequantize": False}, "copies": {"dequantize": True}, "merged": {"merge_adapters": True}}
+"""What decoding multiplies with."""
 
 
 def clock() -> float:
@@ -155,10 +157,6 @@ def decode(subject: Subject, sizes: tuple[int, ...] = (2, 8, 16)) -> dict[str, A
                 of = f"{count * subject.workload.group} rows, {weights}, {name if CUDA else 'CPU'}"
                 rows[of] = a_token(subject, count, capture=capture, **settings)
     return rows | {f"a step, {weights}": operations(subject, **settings) for weights, settings in WEIGHTS.items()}
-
-
-WEIGHTS: dict[str, dict[str, Any]] = {"4 bits": {"dequantize": False}, "copies": {"dequantize": True}, "merged": {"merge_adapters": True}}
-"""What decoding multiplies with."""
 
 
 def a_token(subject: Subject, count: int, **settings: Any) -> dict[str, float]:

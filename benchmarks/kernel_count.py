@@ -5,7 +5,7 @@
 
 The model stands on torch's fake tensors, which have the shapes, types and device of a GPU's and no memory. Every operation that computes is
 counted; views are not. Most operations are one kernel, and a few are two, so the count is a lower bound of kernels. A product with 4-bit
-weights counts as one operation: bitsandbytes runs one kernel for few rows and four for many, and ``from copies`` runs one in any case.
+weights counts as one operation: bitsandbytes runs one kernel for few rows and four for many, and a product with a copy is one in any case.
 """
 
 from __future__ import annotations
@@ -72,12 +72,9 @@ def by_kind(names: Counter[str]) -> Counter[str]:
     return kinds
 
 
-def shape(tiny: bool, layers: int) -> tuple[Any, Any]:
+def shape(tiny: bool) -> tuple[Any, Any]:
     """(model class, config)."""
-    kind, config = (type(model := qwen2_5_vl()[0]), model.config) if tiny else checkpoints.qwen_7b_shape()[:2]
-    config.text_config.num_hidden_layers = layers
-    config.text_config.layer_types = ["full_attention"] * layers
-    return kind, config
+    return (type(model := qwen2_5_vl()[0]), model.config) if tiny else checkpoints.qwen_7b_shape()[:2]
 
 
 def on_fake_gpu(module: nn.Module, dtype: torch.dtype) -> None:
@@ -103,7 +100,9 @@ def counted(tiny: bool, layers: int, rank: int, fused_norms: bool, decoding: str
         fused_norms: as the backbone runs them, or as transformers writes them.
         decoding: ``training`` (adapters as in training), ``4 bits``, ``copies`` or ``merged``.
     """
-    kind, config = shape(tiny, layers)
+    kind, config = shape(tiny)
+    config.text_config.num_hidden_layers = layers
+    checkpoints.every_layer_full(config)
     with torch.device("meta"):
         model = kind._from_config(config, dtype=torch.bfloat16, attn_implementation=attention.register())
     model = add_adapters(model, LoRA(rank, rank), loading._language_linears(model))
@@ -113,7 +112,7 @@ def counted(tiny: bool, layers: int, rank: int, fused_norms: bool, decoding: str
         on_fake_gpu(model, torch.bfloat16)
         for _, _, layer in decoding_weights.adapted_layers(model):
             layer.get_base_layer().quant_state = None  # what marks 4-bit weights
-        plain, decoding_weights._plain_weight = decoding_weights._plain_weight, lambda layer: layer.weight
+        plain, decoding_weights._plain_weight = decoding_weights._plain_weight, lambda layer: decoding_weights._base(layer).weight
         replaced = {
             "training": torch.no_grad,
             "4 bits": lambda: decoding_weights.fused_adapters(model, torch.bfloat16),
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts here")
     options = parser.parse_args()
     attention._sums_in_float32 = lambda dtype: True  # asked of the GPU otherwise
-    depth = (qwen2_5_vl()[0].config if options.tiny else checkpoints.qwen_7b_shape()[1]).text_config.num_hidden_layers
+    depth = shape(options.tiny)[1].text_config.num_hidden_layers
     rows = {}
     for title, fused, decoding in (
         ("as in training, plain norms", False, "training"), ("adapters fused, plain norms", False, "4 bits"),

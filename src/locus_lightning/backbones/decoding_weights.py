@@ -3,9 +3,10 @@ are or as a copy, and one product for layers that read the same input. Everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class _Place:
     @property
     def base(self) -> Any:
         """The linear layer itself."""
-        return self.layer.get_base_layer() if hasattr(self.layer, "get_base_layer") else self.layer
+        return _base(self.layer)
 
 
 @contextmanager
@@ -38,19 +39,15 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     adapter, and all others with 4-bit weights."""
 
     def merged(layer: Any) -> Tensor:
-        weight = _plain_weight(layer.get_base_layer())
+        weight = _plain_weight(layer)
         for adapter in layer.active_adapters:
             variant = layer.lora_variant.get(adapter)
             weight = weight + layer.get_delta_weight(adapter) if variant is None else variant.merge_safe(layer, adapter, weight.clone())
         return weight
 
     with torch.no_grad():
-        replacements = [
-            replacement
-            for places in _by_input([_Place(*row) for row in adapted_layers(model)])
-            for replacement in _parts(places, _Copies(places, merged, dtype).product)
-        ]
-        replacements += _copied(_without_adapter(model), dtype)
+        replacements = _copied([_Place(*row) for row in adapted_layers(model)], merged, dtype)
+        replacements += _copied(_without_adapter(model), _plain_weight, dtype)
     with _replaced(replacements):
         yield
 
@@ -66,18 +63,16 @@ def fused_adapters(model: nn.Module, dtype: torch.dtype, *, dequantize: bool = F
         dequantize: Whether 4-bit layers multiply with copies in ``dtype``, which hold the very numbers that bitsandbytes multiplies with.
             Layers that read the same input then share all their products. Layers under adapters of another kind keep their 4 bits.
     """
-    plain = [place for row in adapted_layers(model) if plain_adapter((place := _Place(*row)).layer)]
     replacements: list[tuple[nn.Module, str, nn.Module]] = []
     with torch.no_grad():
-        for places in _by_input(plain):
+        for places in _by_input(_with_plain_adapter(model)):
             low_rank = _LowRank(places, dtype)
-            if dequantize and all(_is_quantised(place.base) for place in places):
-                copies = _Copies(places, lambda layer: _plain_weight(layer.get_base_layer()), dtype)
-                replacements += _parts(places, low_rank.added_to(copies.product))
+            if dequantize and _are_quantised(places):
+                replacements += _parts(places, low_rank.added_to(_Copies(places, _plain_weight, dtype).product))
             else:
                 replacements += low_rank.layers()
         if dequantize:
-            replacements += _copied(_without_adapter(model), dtype)
+            replacements += _copied(_without_adapter(model), _plain_weight, dtype)
     with _replaced(replacements):
         yield
 
@@ -90,22 +85,34 @@ def merged_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 def dequantised_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of the copies that ``fused_adapters(dequantize=True)`` makes, adapters included; 0 where no layer has 4-bit weights."""
-    plain = [place for row in adapted_layers(model) if plain_adapter((place := _Place(*row)).layer) and _is_quantised(place.base)]
-    adapters = 0
-    for places in _by_input(plain):
-        adapters += _LowRank.numbers(places)
-    return (_numbers([*plain, *_without_adapter(model)]) + adapters) * dtype.itemsize
+    together = [places for places in _by_input(_with_plain_adapter(model)) if _are_quantised(places)]
+    adapted = sum(_numbers(places) + _LowRank(places, dtype).numbers() for places in together)
+    return (adapted + _numbers(_without_adapter(model))) * dtype.itemsize
 
 
-def _numbers(places: Iterable[_Place]) -> int:
+def _numbers(places: Sequence[_Place]) -> int:
     return sum(place.base.in_features * place.base.out_features for place in places)
 
 
 # ---- which layers ----------------------------------------------------------------------------------------------------
 
 
+def _base(layer: Any) -> Any:
+    """A linear layer, without its adapter if it has one."""
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
 def _is_quantised(layer: Any) -> bool:
     return hasattr(layer, "quant_state")
+
+
+def _are_quantised(places: Sequence[_Place]) -> bool:
+    return all(_is_quantised(place.base) for place in places)
+
+
+def _with_plain_adapter(model: nn.Module) -> list[_Place]:
+    """Every layer with one adapter, of plain LoRA."""
+    return [_Place(*row) for row in adapted_layers(model) if plain_adapter(row[2])]
 
 
 def _without_adapter(model: nn.Module) -> list[_Place]:
@@ -116,12 +123,13 @@ def _without_adapter(model: nn.Module) -> list[_Place]:
 
 
 def _plain_weight(layer: Any) -> Tensor:
-    """A linear layer's weight as it is multiplied with, (outputs, inputs)."""
-    if not _is_quantised(layer):
-        return layer.weight  # type: ignore[no-any-return]
+    """A linear layer's weight as it is multiplied with, (outputs, inputs), its adapter left out."""
+    base = _base(layer)
+    if not _is_quantised(base):
+        return base.weight  # type: ignore[no-any-return]
     from peft.utils.integrations import dequantize_module_weight
 
-    return dequantize_module_weight(layer)  # type: ignore[no-any-return]
+    return dequantize_module_weight(base)  # type: ignore[no-any-return]
 
 
 def _by_input(places: Sequence[_Place]) -> list[list[_Place]]:
@@ -177,18 +185,18 @@ class _Part(nn.Module):
 
 def _parts(places: Sequence[_Place], product: Product) -> list[tuple[nn.Module, str, nn.Module]]:
     """Replacements for layers that share a product; their outputs lie in it one after the other."""
-    once = _Once(product, len(places))
-    ends = [0]
-    for place in places:
-        ends.append(ends[-1] + place.base.out_features)
-    return [
-        (place.parent, place.name, _Part(once, slice(start, end))) for place, start, end in zip(places, ends[:-1], ends[1:], strict=True)
-    ]
+    once, outputs = _Once(product, len(places)), _slices([place.base.out_features for place in places])
+    return [(place.parent, place.name, _Part(once, own)) for place, own in zip(places, outputs, strict=True)]
 
 
-def _copied(places: Sequence[_Place], dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replacements for layers without an adapter by copies of their weights."""
-    return [replacement for group in _by_input(places) for replacement in _parts(group, _Copies(group, _plain_weight, dtype).product)]
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    """Slices of these sizes, one after the other."""
+    return [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+
+
+def _copied(places: Sequence[_Place], weight_of: Callable[[Any], Tensor], dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replacements for layers by copies of their weights."""
+    return [replacement for group in _by_input(places) for replacement in _parts(group, _Copies(group, weight_of, dtype).product)]
 
 
 class _Copies:
@@ -202,13 +210,10 @@ class _Copies:
 
     def __init__(self, places: Sequence[_Place], weight_of: Callable[[Any], Tensor], dtype: torch.dtype) -> None:
         bases = [place.base for place in places]
-        biases = [base.bias for base in bases]
         device = next(bases[0].parameters()).device
         self.weight = torch.empty(sum(b.out_features for b in bases), bases[0].in_features, dtype=dtype, device=device)
-        self.bias = self.weight.new_zeros(len(self.weight)) if any(bias is not None for bias in biases) else None
-        start = 0
-        for place, base in zip(places, bases, strict=True):
-            rows = slice(start, start := start + base.out_features)
+        self.bias = self.weight.new_zeros(len(self.weight)) if any(base.bias is not None for base in bases) else None
+        for place, base, rows in zip(places, bases, _slices([base.out_features for base in bases]), strict=True):
             self.weight[rows] = weight_of(place.layer)
             if self.bias is not None and base.bias is not None:
                 self.bias[rows] = base.bias
@@ -225,47 +230,42 @@ class _LowRank:
     def __init__(self, places: Sequence[_Place], dtype: torch.dtype) -> None:
         self.places, self.dtype = places, dtype
         self.adapters = [(place.layer, place.layer.active_adapters[0]) for place in places]
-        self.A = torch.cat([layer.lora_A[adapter].weight.to(dtype) for layer, adapter in self.adapters])
         self.scales = [float(layer.scaling[adapter]) for layer, adapter in self.adapters]
+        self.ranks = [layer.lora_A[adapter].out_features for layer, adapter in self.adapters]
+        self.outputs = [place.base.out_features for place in places]
+        self.one_block = len(set(self.scales)) == 1
+
+    def numbers(self) -> int:
+        """Numbers of the matrices that :meth:`added_to` multiplies with: A, and B as a block or one by one."""
+        each = sum(rank * outputs for rank, outputs in zip(self.ranks, self.outputs, strict=True))
+        return sum(self.ranks) * int(self.places[0].base.in_features) + (sum(self.ranks) * sum(self.outputs) if self.one_block else each)
+
+    def _low(self) -> Product:
+        """(..., inputs) to (rows, ranks of all layers)."""
+        A = torch.cat([layer.lora_A[adapter].weight.to(self.dtype) for layer, adapter in self.adapters])
+        return lambda x: F.linear(x.flatten(0, -2), A)
 
     def _b_matrices(self) -> list[Tensor]:
-        """(outputs, rank) of every layer; made where they are used, so that none is kept beside a block of all of them."""
+        """(outputs, rank) of every layer."""
         return [layer.lora_B[adapter].weight.to(self.dtype) for layer, adapter in self.adapters]
-
-    @staticmethod
-    def numbers(places: Sequence[_Place]) -> int:
-        """Numbers of the matrices that :meth:`added_to` multiplies with: A, and B as a block or one by one."""
-        adapters = [(place.layer, place.layer.active_adapters[0]) for place in places]
-        ranks = [layer.lora_A[adapter].out_features for layer, adapter in adapters]
-        outputs = [place.base.out_features for place in places]
-        one_block = len({float(layer.scaling[adapter]) for layer, adapter in adapters}) == 1
-        blocks = sum(ranks) * sum(outputs) if one_block else sum(r * o for r, o in zip(ranks, outputs, strict=True))
-        return sum(ranks) * int(places[0].base.in_features) + blocks
-
-    def low(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (rows, ranks of all layers)."""
-        return F.linear(x.flatten(0, -2), self.A)
 
     def layers(self) -> list[tuple[nn.Module, str, nn.Module]]:
         """Replacements for the layers, each with its own base and B products."""
-        once, start = _Once(self.low, len(self.places)), 0
-        replacements: list[tuple[nn.Module, str, nn.Module]] = []
-        for place, B, scale in zip(self.places, self._b_matrices(), self.scales, strict=True):
-            ranks = slice(start, start := start + B.shape[1])
-            replacements.append((place.parent, place.name, _FusedLinear(place.base, once, ranks, B.t(), scale)))
-        return replacements
+        once = _Once(self._low(), len(self.places))
+        rows = zip(self.places, _slices(self.ranks), self._b_matrices(), self.scales, strict=True)
+        return [(place.parent, place.name, _FusedLinear(place.base, once, own, B.t(), scale)) for place, own, B, scale in rows]
 
     def added_to(self, base: Product) -> Product:
         """The base product of all the layers with all their adapters; in one product where their scales are the same."""
-        if len(set(self.scales)) == 1:
+        low_of = self._low()
+        if self.one_block:
             parts = [(slice(None), slice(None), torch.block_diag(*self._b_matrices()).t(), self.scales[0])]
         else:
-            parts, out, rank = [], 0, 0
-            for B, scale in zip(self._b_matrices(), self.scales, strict=True):
-                parts.append((slice(out, out := out + B.shape[0]), slice(rank, rank := rank + B.shape[1]), B.t(), scale))
+            rows = zip(_slices(self.outputs), _slices(self.ranks), self._b_matrices(), self.scales, strict=True)
+            parts = [(outputs, ranks, B.t(), scale) for outputs, ranks, B, scale in rows]
 
         def product(x: Tensor) -> Tensor:
-            low, out = self.low(x), base(x.flatten(0, -2))
+            low, out = low_of(x), base(x.flatten(0, -2))
             for outputs, ranks, B, scale in parts:
                 add_product(out[:, outputs], low[:, ranks], B, scale)
             return out.unflatten(0, x.shape[:-1])

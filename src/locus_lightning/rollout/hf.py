@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -113,41 +113,48 @@ class HFRollout(RolloutEngine):
     def copies(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> Copies | None:
         """The copies of weights that decoding makes; None also where the backbone itself decides (``merge_adapters`` null)."""
         on_gpu = bool(prompts) and prompts[0].ids_P.device.type == "cuda"
-        choices: tuple[tuple[Copies, Any], ...] = (("merged", self.merge_adapters), ("dequantized", self.dequantize))
-        asked = [kind for kind, wanted in choices if wanted is True]
-        possible = [kind for kind, wanted in choices if wanted == "auto" and on_gpu]
-        fitting = (kind for kind in possible if self._cost_no_round(backbone, prompts, n, sampling, kind))
-        return next(iter(asked), None) or next(fitting, None)
+        for kind, wanted in self._wanted():
+            if wanted is True or (on_gpu and self._cost_no_round(backbone, prompts, n, sampling, kind)):
+                return kind
+        return None
 
     def planned_copies(self, backbone: Backbone, on_gpu: bool) -> tuple[bool | Literal["auto"], int]:
         """(whether decoding makes copies of weights, their bytes), as far as the settings tell."""
-        sizes = ((self.merge_adapters, backbone.merged_bytes()), (self.dequantize, backbone.dequantised_bytes()))
-        kinds = [(wanted, size) for wanted, size in sizes if wanted and size]
-        asked = [size for wanted, size in kinds if wanted is True]
-        return (True, asked[0]) if asked else ("auto", kinds[0][1]) if kinds and on_gpu else (False, 0)
+        for kind, wanted in self._wanted():
+            if (size := copied_bytes(backbone, kind)) and (wanted is True or on_gpu):
+                return wanted, size
+        return False, 0
+
+    def _wanted(self) -> list[tuple[Copies, bool | Literal["auto"]]]:
+        """The kinds of copies that the settings allow, with their settings; what is asked for comes first."""
+        choices: tuple[tuple[Copies, bool | Literal["auto"] | None], ...] = (
+            ("merged", self.merge_adapters),
+            ("dequantized", self.dequantize),
+        )
+        return sorted(((kind, wanted) for kind, wanted in choices if wanted), key=lambda choice: choice[1] == "auto")
 
     def _cost_no_round(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: Copies) -> bool:
         size = copied_bytes(backbone, copies)
-        alone, beside = self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, size)
-        return size > 0 and takes_no_more_rounds(len(prompts), alone, beside)
+        return size > 0 and takes_no_more_rounds(
+            len(prompts), self.at_once(backbone, prompts, n, sampling), self.at_once(backbone, prompts, n, sampling, size)
+        )
 
     def _that_fit(self, backbone: Backbone, prompts: Sequence[Prompt], n: int, sampling: SamplingParams, copies: int) -> int:
         """Prompts whose keys and logits the GPU's free memory holds, beside copies; at least one where there are no copies."""
         longest = max(len(prompt.ids_P) for prompt in prompts)
-        each, prefill = (
-            backbone.decoding_bytes(longest, n, sampling.max_new_tokens),
-            backbone.prefill_bytes(prefilled(len(prompts), longest)),
-        )
+        each = backbone.decoding_bytes(longest, n, sampling.max_new_tokens)
         if each == 0:
             return 0 if copies else AT_ONCE
+        if backbone.shares_keys:
+            prefill = backbone.prefill_bytes(prefilled(len(prompts), longest))
+        else:  # such prompts are run in one pass
+            each, prefill = each + backbone.prefill_bytes(longest), 0
         device = prompts[0].ids_P.device
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # of torch 2.8 and later
         of_ours = min(share * total, self.card or math.inf) - reserved  # a process may be held to a share of the card
         unused = reserved - torch.cuda.memory_allocated(device)
-        if not backbone.shares_keys:  # such prompts are run in one pass
-            each, prefill = each + backbone.prefill_bytes(longest), 0
         return that_fit(min(free, of_ours) + unused, copies + prefill, each, bool(copies))
 
 
