@@ -236,6 +236,9 @@ def test_copies_are_weighed_against_the_free_memory_of_the_card(monkeypatch, fre
     )  # fmt: skip
     engine, asked = HFRollout(**settings), (backbone, [on_card] * prompts, 4, SamplingParams(8))
     assert engine.copies(*asked) == expected
+    if True not in settings.values():
+        nothing = SimpleNamespace(**{**vars(backbone), "dequantised_bytes": lambda: 0, "merged_bytes": lambda: 0})
+        assert engine.copies(nothing, *asked[1:]) is None, "there is nothing to copy"
     if expected and True not in settings.values():
         engine.card = 45.0
         assert engine.copies(*asked) is None, "the card that is planned for is smaller than this one"
